@@ -1,0 +1,1 @@
+"""Coldframe's agent: the daemon that runs on each KVM host."""

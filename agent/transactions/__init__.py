@@ -1,0 +1,1 @@
+"""The heart: plan (pure), steps, journal, guard, manager; no HTTP, no subprocess."""

@@ -1,0 +1,1 @@
+"""What both daemons need to serve HTTP: errors, bodies, authentication, OpenAPI, settings."""

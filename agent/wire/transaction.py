@@ -1,0 +1,227 @@
+"""The agent's two-phase unit of work on one domain."""
+
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+from agent.wire.base import Answer, Request
+from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, MissingHostFile
+from agent.wire.problem import Problem
+
+HostFilesPolicy = Literal["required", "best-effort", "none"]
+TransactionState = Literal["preparing", "prepared", "committing", "committed", "aborting", "aborted"]
+ENDED: frozenset[TransactionState] = frozenset({"committed", "aborted"})
+DEFAULT_LEASE_S = 120.0
+
+
+class SnapshotRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="snapshot"):
+    """Freeze the disks of ``vm`` that are not in ``exclude``, and capture its host files.
+
+    A disk that a snapshot cannot cover is refused unless its target is in ``exclude``.
+    """
+
+    vm: UUID
+    snapshot: UUID
+    host_files: HostFilesPolicy = "required"
+    exclude: list[str] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "SnapshotRequest":
+        """Return an example for documentation and tests."""
+        return cls(
+            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            snapshot=UUID("b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"),
+        )
+
+
+class FrozenVolume(Request, kw_only=True, frozen=True):
+    """One disk's frozen file as the controller recorded it; ``fingerprint`` as in wire.vm.Image, or empty."""
+
+    target: str
+    path: str
+    fingerprint: str = ""
+
+
+class HostFileRef(Request, kw_only=True, frozen=True):
+    """One host file that the controller is going to upload to a transaction, by its hash."""
+
+    type: HostFileType
+    format: HostFileFormat
+    size_bytes: int
+    sha256: str
+
+
+class RevertRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="revert"):
+    """Put the domain back on frozen files, and put host files back.
+
+    ``host_files`` are uploaded after prepare and before commit. A type in ``remove`` is taken away (kept in the
+    undo point): the snapshot was complete without it. ``excluded`` are the targets that the snapshot left out.
+    With ``alone``, disks that are not in ``volumes`` stay as they are and host files are left alone. With
+    ``undo`` (the UUID of the undo point's snapshot) the present host files are captured first.
+    """
+
+    vm: UUID
+    snapshot: UUID
+    volumes: list[FrozenVolume]
+    host_files: list[HostFileRef] = []
+    remove: list[HostFileType] = []
+    excluded: list[str] = []
+    alone: bool = False
+    undo: UUID | None = None
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "RevertRequest":
+        """Return an example for documentation and tests."""
+        nvram = HostFile.example()
+        return cls(
+            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            snapshot=UUID("b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"),
+            volumes=[FrozenVolume(target="vda", path="/var/lib/libvirt/images/win11.qcow2")],
+            host_files=[HostFileRef(type="nvram", format="raw", size_bytes=nvram.size_bytes, sha256=nvram.sha256)],
+            undo=UUID("4a4c47a5-6b52-4b93-a9b1-f3f0a2f31b0e"),
+        )
+
+
+class DoomedVolume(Request, kw_only=True, frozen=True):
+    """One disk's frozen file to be merged away.
+
+    ``children`` are all files known to stand directly on it: frozen files of other snapshots, and the domain's
+    present top file where the domain stands on this snapshot. The agent checks them against the headers.
+    """
+
+    target: str
+    path: str
+    children: list[str] = []
+
+
+class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="delete"):
+    """Merge the frozen files of one snapshot away. Repeating it after a failure finishes what is left."""
+
+    vm: UUID
+    snapshot: UUID
+    volumes: list[DoomedVolume]
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "DeleteRequest":
+        """Return an example for documentation and tests."""
+        return cls(
+            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            snapshot=UUID("b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"),
+            volumes=[
+                DoomedVolume(
+                    target="vda",
+                    path="/var/lib/libvirt/images/win11.qcow2",
+                    children=["/var/lib/libvirt/images/win11.cf-0f7c2c54.vda.qcow2"],
+                )
+            ],
+        )
+
+
+TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest
+
+
+class FrozenFile(Answer, kw_only=True, frozen=True):
+    """One disk's frozen file as a transaction leaves it.
+
+    ``path`` is the file that is frozen, ``backing`` what it stands on, ``overlay`` the domain's new top file.
+    ``fingerprint`` is that of wire.vm.Image.
+    """
+
+    target: str
+    path: str
+    format: str
+    backing: str | None
+    virtual_size_bytes: int
+    allocated_bytes: int
+    fingerprint: str
+    overlay: str
+
+    @classmethod
+    def example(cls) -> "FrozenFile":
+        """Return an example for documentation and tests."""
+        return cls(
+            target="vda",
+            path="/var/lib/libvirt/images/win11.qcow2",
+            format="qcow2",
+            backing=None,
+            virtual_size_bytes=68_719_476_736,
+            allocated_bytes=21_474_836_480,
+            fingerprint="21478375424:1793611800000000000",
+            overlay="/var/lib/libvirt/images/win11.cf-0f7c2c54.vda.qcow2",
+        )
+
+
+class FirmwareFile(Answer, kw_only=True, frozen=True):
+    """A loader or NVRAM template, so that a later restore can tell whether the firmware is still the same."""
+
+    role: Literal["loader", "template"]
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class VolumeOutcome(Answer, kw_only=True, frozen=True):
+    """How the merge of one disk ended. ``moved_bytes`` is what was copied between image files.
+
+    ``fingerprints`` gives the new fingerprint of each file that was rewritten, by path; ``new_backing`` is what
+    the children stand on now.
+    """
+
+    target: str
+    done: bool
+    moved_bytes: int = 0
+    error: Problem | None = None
+    fingerprints: dict[str, str] = {}
+    new_backing: str | None = None
+
+
+class Transaction(Answer, kw_only=True, frozen=True):
+    """A transaction as the agent shows it.
+
+    For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
+    describe the undo point (the present state), if one was asked for. ``steps`` are the names of the plan's steps.
+    ``outcomes`` is filled by delete.
+    """
+
+    id: UUID
+    kind: Literal["snapshot", "revert", "delete", "host-file"]
+    vm: UUID
+    state: TransactionState
+    started_at: datetime
+    snapshot: UUID | None = None
+    lease_expires_at: datetime | None = None
+    ended_at: datetime | None = None
+    error: Problem | None = None
+    volumes: list[FrozenFile] = []
+    excluded: list[str] = []
+    host_files: list[HostFile] = []
+    expected: list[HostFileType] = []
+    missing: list[MissingHostFile] = []
+    kept: list[HostFileType] = []
+    domain_xml: str = ""
+    firmware: list[FirmwareFile] = []
+    tpm_secret: UUID | None = None
+    outcomes: list[VolumeOutcome] = []
+    done_bytes: int = 0
+    total_bytes: int = 0
+    steps: list[str] = []
+
+    @classmethod
+    def example(cls) -> "Transaction":
+        """Return an example for documentation and tests."""
+        return cls(
+            id=UUID("0f7c2c54-6a63-4a0e-9d0a-6ad2a0f3c0de"),
+            kind="snapshot",
+            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            snapshot=UUID("b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"),
+            state="prepared",
+            started_at=datetime(2026, 11, 2, 9, 30, tzinfo=UTC),
+            lease_expires_at=datetime(2026, 11, 2, 9, 32, tzinfo=UTC),
+            volumes=[FrozenFile.example()],
+            host_files=[HostFile.example()],
+            expected=["nvram", "tpm"],
+            steps=["create-overlay vda", "capture nvram", "capture tpm"],
+        )

@@ -1,0 +1,1 @@
+"""Coldframe's controller: records, orchestration and the API of a fleet."""

@@ -1,0 +1,1 @@
+"""The controller's HTTP surface: parse, call, render."""

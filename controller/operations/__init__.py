@@ -1,0 +1,1 @@
+"""One module per kind of operation, each a sequence to be read top to bottom."""

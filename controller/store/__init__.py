@@ -1,0 +1,1 @@
+"""Plain synchronous functions over peewee, one module per record."""
