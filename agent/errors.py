@@ -10,10 +10,12 @@
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
     │   ├── DomainBusy               another transaction holds the guard
+    │   ├── DomainUnreadable
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
     │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared
+    │   ├── HostFileUnsupported
     │   ├── SnapshotHasChildren
     │   └── TransactionMismatch  TransactionEnded  LeaseExpired
     ├── HashMismatch                 422
@@ -104,6 +106,12 @@ class DomainBusy(Refused):
         "Domain {name} is held by {kind} transaction {transaction} since {since}; nothing was touched. "
         "Wait for it to end, or see: coldframe-agent transactions"
     )
+
+
+class DomainUnreadable(Refused):
+    """The domain's definition is not one that can be worked with."""
+
+    code, message = "domain-unreadable", "Domain {name} cannot be worked with: {reason}; nothing was touched"
 
 
 class DiskUnsupported(Refused):
@@ -206,6 +214,16 @@ class HostFileShared(Refused):
 
     code = "host-file-shared"
     message = "Domain {name}: its {type} at {path} is also used by {others}; nothing was touched. Give each its own"
+
+
+class HostFileUnsupported(Refused):
+    """The domain keeps its firmware state where the agent cannot read it."""
+
+    code = "host-file-unsupported"
+    message = (
+        "Domain {name}: its {type} cannot be saved: {reason}; nothing was touched. "
+        "Ask for best-effort or no host files to go on without it"
+    )
 
 
 class HostFileNotUploaded(Refused):
