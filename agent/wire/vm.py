@@ -21,6 +21,7 @@ class Image(Answer, kw_only=True, frozen=True):
     virtual_size_bytes: int
     allocated_bytes: int
     backing: str | None = None
+    backing_format: str | None = None
     fingerprint: str = ""
 
     @classmethod
