@@ -1,0 +1,341 @@
+"""A host in memory: what a fake agent knows and does, without libvirt, disks or a journal."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+
+from agent.wire.base import utc_now
+from agent.wire.event import HostEvent
+from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFile
+from agent.wire.problem import Problem
+from agent.wire.transaction import (
+    ENDED,
+    DeleteRequest,
+    FrozenFile,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+    TransactionRequest,
+    VolumeOutcome,
+)
+from agent.wire.vm import Disk, HostVm, Image, VmState
+
+SIZE = 1 << 30
+
+
+class Refusal(Exception):
+    """Answered as a Problem."""
+
+    def __init__(self, status: int, code: str, **facts: Any) -> None:
+        self.problem = Problem(title=code, status=status, code=code, detail=f"{code}; nothing was touched", facts=facts)
+        super().__init__(code)
+
+
+@dataclass
+class FakeFile:
+    """One image file: what it stands on and how often it was written."""
+
+    backing: str | None
+    version: int = 0
+
+
+@dataclass
+class FakeVm:
+    """One domain: its tops by target, its host files, and types that cannot be read."""
+
+    uuid: UUID
+    name: str
+    tops: dict[str, str]
+    host_files: dict[HostFileType, bytes]
+    expected: list[HostFileType]
+    state: VmState = "shut-off"
+    broken: dict[HostFileType, str] = field(default_factory=dict)
+
+
+@dataclass
+class Running:
+    """A transaction with what the answer does not carry."""
+
+    request: TransactionRequest
+    view: Transaction
+    captured: dict[HostFileType, bytes] = field(default_factory=dict)
+    uploaded: dict[HostFileType, bytes] = field(default_factory=dict)
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 as the wire carries it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class FakeHost:
+    """VMs, image files, transactions and events of one host."""
+
+    def __init__(self) -> None:
+        self.vms: dict[UUID, FakeVm] = {}
+        self.files: dict[str, FakeFile] = {}
+        self.transactions: dict[UUID, Running] = {}
+        self.events: list[HostEvent] = []
+        self.log = uuid4()
+        self.oldest = 1
+        self.undeletable: set[str] = set()
+        self.changed = asyncio.Event()
+
+    def add_vm(self, name: str = "win11", disks: tuple[str, ...] = ("vda", "vdb"), **changes: Any) -> FakeVm:
+        """Define a shut-off UEFI and TPM domain with one plain file per disk."""
+        vm = FakeVm(
+            uuid=uuid4(),
+            name=name,
+            tops={target: f"/images/{name}.{target}.qcow2" for target in disks},
+            host_files={"nvram": b"nvram of " + name.encode(), "tpm": b"tpm of " + name.encode()},
+            expected=["nvram", "tpm"],
+        )
+        for key, value in changes.items():
+            setattr(vm, key, value)
+        for path in vm.tops.values():
+            self.files[path] = FakeFile(backing=None)
+        self.vms[vm.uuid] = vm
+        return vm
+
+    def happen(self, type: str, vm: FakeVm, **data: Any) -> None:
+        """Append one event to the log."""
+        seq = self.oldest + len(self.events)
+        self.events.append(
+            HostEvent(seq=seq, at=utc_now(), type=type, source="hook", vm=vm.uuid, vm_name=vm.name, data=data)
+        )
+        self.changed.set()
+
+    def renew_log(self) -> None:
+        """Do as a host that was set up anew."""
+        self.log, self.events, self.oldest = uuid4(), [], 1
+
+    def expire_leases(self) -> None:
+        """Let every lease run out."""
+        for running in self.transactions.values():
+            if running.view.state == "prepared":
+                self.abort(running, Refusal(409, "lease-expired").problem)
+
+    def chain(self, path: str) -> list[str]:
+        """Return the paths from a file down to its root."""
+        found: list[str] = []
+        at: str | None = path
+        while at is not None:
+            found.append(at)
+            at = self.files[at].backing
+        return found
+
+    def find_vm(self, uuid: UUID) -> FakeVm:
+        if uuid not in self.vms:
+            raise Refusal(404, "domain-not-found", vm=str(uuid))
+        return self.vms[uuid]
+
+    def check_free(self, vm: FakeVm) -> None:
+        if vm.state != "shut-off":
+            raise Refusal(409, "domain-running", name=vm.name)
+        for running in self.transactions.values():
+            if running.view.vm == vm.uuid and running.view.state not in ENDED:
+                raise Refusal(409, "domain-busy", name=vm.name)
+
+    def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
+        now = utc_now()
+        view = Transaction(
+            id=id,
+            kind=KINDS[type(wanted)],
+            vm=vm.uuid,
+            snapshot=wanted.snapshot,
+            state="prepared",
+            started_at=now,
+            lease_expires_at=now + timedelta(seconds=wanted.lease_s),
+            domain_xml=f"<domain><name>{vm.name}</name></domain>",
+        )
+        if isinstance(wanted, SnapshotRequest):
+            return self._prepare_snapshot(vm, wanted, view)
+        if isinstance(wanted, RevertRequest):
+            return self._prepare_revert(vm, wanted, view)
+        for volume in wanted.volumes:
+            assert sorted(volume.children) == sorted(self._children(volume.path)), volume
+        return Running(wanted, view)
+
+    def _prepare_snapshot(self, vm: FakeVm, wanted: SnapshotRequest, view: Transaction) -> Running:
+        if unknown := set(wanted.exclude) - set(vm.tops):
+            raise Refusal(409, "disk-unknown", target=min(unknown))
+        captured = self._capture(vm, wanted.host_files)
+        view = msgspec.structs.replace(
+            view,
+            volumes=[self._frozen(view.id, t, path) for t, path in vm.tops.items() if t not in wanted.exclude],
+            excluded=list(wanted.exclude),
+            host_files=[host_file(kind, data) for kind, data in captured.items()],
+            expected=vm.expected if wanted.host_files != "none" else [],
+            missing=self.missing(vm) if wanted.host_files != "none" else [],
+        )
+        return Running(wanted, view, captured)
+
+    def _prepare_revert(self, vm: FakeVm, wanted: RevertRequest, view: Transaction) -> Running:
+        for volume in wanted.volumes:
+            if volume.path not in self.files or self.fingerprint(volume.path) != volume.fingerprint:
+                raise Refusal(409, "frozen-file-altered", target=volume.target, path=volume.path)
+        known = {volume.target for volume in wanted.volumes}
+        if not wanted.alone and (more := set(vm.tops) - known - set(wanted.excluded)):
+            raise Refusal(409, "disk-attached", target=min(more))
+        if missing := known - set(vm.tops):
+            raise Refusal(409, "disk-detached", target=min(missing))
+        going = {ref.type for ref in wanted.host_files} | set(wanted.remove)
+        kept = [kind for kind in vm.host_files if kind not in going]
+        view = msgspec.structs.replace(view, kept=kept)
+        if wanted.undo is None:
+            return Running(wanted, view)
+        captured = {} if wanted.alone else self._capture(vm, "best-effort")
+        view = msgspec.structs.replace(
+            view,
+            volumes=[self._frozen(view.id, t, vm.tops[t]) for t in vm.tops if t in known],
+            excluded=[t for t in vm.tops if t not in known],
+            host_files=[host_file(kind, data) for kind, data in captured.items()],
+            expected=[] if wanted.alone else vm.expected,
+            missing=[] if wanted.alone else self.missing(vm),
+        )
+        return Running(wanted, view, captured)
+
+    def _capture(self, vm: FakeVm, policy: str) -> dict[HostFileType, bytes]:
+        if policy == "none":
+            return {}
+        if policy == "required" and (missing := self.missing(vm)):
+            raise Refusal(409, missing[0].code, type=missing[0].type, reason=missing[0].reason)
+        return {kind: data for kind, data in vm.host_files.items() if kind not in vm.broken}
+
+    def missing(self, vm: FakeVm) -> list[MissingHostFile]:
+        return [
+            MissingHostFile(
+                type=kind, path=f"/host/{kind}", code="host-file-damaged", reason=vm.broken.get(kind, "it is gone")
+            )
+            for kind in vm.expected
+            if kind in vm.broken or kind not in vm.host_files
+        ]
+
+    def _frozen(self, id: UUID, target: str, path: str) -> FrozenFile:
+        return FrozenFile(
+            target=target,
+            path=path,
+            format="qcow2",
+            backing=self.files[path].backing,
+            virtual_size_bytes=SIZE,
+            allocated_bytes=SIZE // 4,
+            fingerprint=self.fingerprint(path),
+            overlay=f"/images/cf-{id}.{target}.qcow2",
+        )
+
+    def fingerprint(self, path: str) -> str:
+        """Return what changes when the file is written to."""
+        return f"{SIZE}:{self.files[path].version}"
+
+    def _children(self, path: str) -> list[str]:
+        return [name for name, file in self.files.items() if file.backing == path]
+
+    def switch(self, running: Running) -> None:
+        vm, view = self.vms[running.view.vm], running.view
+        if isinstance(running.request, SnapshotRequest):
+            for volume in view.volumes:
+                self._overlay(vm, volume.target, volume.overlay, volume.path)
+        elif isinstance(running.request, RevertRequest):
+            self._put_back(vm, running, running.request)
+        else:
+            outcomes = [self._merge(vm, volume.target, volume.path) for volume in running.request.volumes]
+            view = msgspec.structs.replace(view, outcomes=outcomes, done_bytes=SIZE, total_bytes=SIZE)
+        running.view = msgspec.structs.replace(view, state="committed", ended_at=utc_now())
+
+    def _overlay(self, vm: FakeVm, target: str, overlay: str, backing: str) -> None:
+        self.files[overlay] = FakeFile(backing=backing)
+        vm.tops[target] = overlay
+
+    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+        if waiting := {ref.type for ref in wanted.host_files} - set(running.uploaded):
+            raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        for volume in wanted.volumes:
+            old = vm.tops[volume.target]
+            self._overlay(vm, volume.target, f"/images/cf-{running.view.id}.{volume.target}.qcow2", volume.path)
+            if wanted.undo is None and not self._children(old):
+                del self.files[old]
+        vm.host_files.update(running.uploaded)
+        for kind in wanted.remove:
+            vm.host_files.pop(kind, None)
+        if not wanted.alone:
+            vm.expected = [kind for kind in vm.expected if kind not in wanted.remove]
+
+    def _merge(self, vm: FakeVm, target: str, path: str) -> VolumeOutcome:
+        if path in self.undeletable:
+            error = Refusal(500, "qemu-img-failed", path=path).problem
+            return VolumeOutcome(target=target, done=False, error=error)
+        gone = self.files.pop(path, None)
+        if gone is None:
+            return VolumeOutcome(target=target, done=True)
+        children = [name for name, file in self.files.items() if file.backing == path]
+        for child in children:
+            self.files[child] = FakeFile(backing=gone.backing, version=self.files[child].version + 1)
+        return VolumeOutcome(
+            target=target,
+            done=True,
+            moved_bytes=SIZE // 4 if children else 0,
+            fingerprints={child: self.fingerprint(child) for child in children},
+            new_backing=gone.backing,
+        )
+
+    def abort(self, running: Running, error: Problem | None) -> None:
+        if running.view.state not in ENDED:
+            running.view = msgspec.structs.replace(running.view, state="aborted", ended_at=utc_now(), error=error)
+
+    def view(self, vm: FakeVm) -> HostVm:
+        return HostVm(
+            uuid=vm.uuid,
+            name=vm.name,
+            state=vm.state,
+            persistent=True,
+            managed_save=False,
+            firmware="uefi" if "nvram" in vm.expected else "bios",
+            tpm="2.0" if "tpm" in vm.expected else None,
+            nvram="/host/nvram" if "nvram" in vm.expected else None,
+            disks=[self._disk(target, path) for target, path in vm.tops.items()],
+            domain_xml=f"<domain><name>{vm.name}</name></domain>",
+        )
+
+    def _disk(self, target: str, path: str) -> Disk:
+        images = [
+            Image(
+                path=name,
+                format="qcow2",
+                virtual_size_bytes=SIZE,
+                allocated_bytes=SIZE // 4,
+                backing=self.files[name].backing,
+                fingerprint=self.fingerprint(name),
+            )
+            for name in self.chain(path)
+        ]
+        return Disk(
+            target=target,
+            path=path,
+            format="qcow2",
+            virtual_size_bytes=SIZE,
+            chain_depth=len(images),
+            chain=images,
+        )
+
+
+KINDS: dict[type, Literal["snapshot", "revert", "delete"]] = {
+    SnapshotRequest: "snapshot",
+    RevertRequest: "revert",
+    DeleteRequest: "delete",
+}
+
+
+def host_file(kind: HostFileType, data: bytes) -> HostFile:
+    """Describe bytes as the agent does."""
+    return HostFile(
+        type=kind,
+        path=f"/host/{kind}",
+        format=FORMATS[kind],
+        size_bytes=len(data),
+        sha256=digest(data),
+        mtime=utc_now(),
+    )
