@@ -14,7 +14,7 @@
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
-    │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared
+    │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared  HostFileInUse
     │   ├── HostFileUnsupported
     │   ├── SnapshotHasChildren
     │   └── TransactionMismatch  TransactionEnded  LeaseExpired
@@ -22,7 +22,9 @@
     ├── ArchiveRefused               422
     ├── NoSpace                      507
     ├── StorageFailed                500  the operating system refused a read or write
+    ├── HookLockHeld                 503  the lock shared with the hook was not free in time
     ├── QemuImgFailed                500
+    ├── ToolFailed                   500  an outside command cannot be run, or answers without end
     └── HypervisorUnavailable        503
         └── HypervisorTimeout        504
 """
@@ -226,6 +228,13 @@ class HostFileUnsupported(Refused):
     )
 
 
+class HostFileInUse(Refused):
+    """Another process, such as swtpm, holds the lock of a host file."""
+
+    code = "host-file-in-use"
+    message = "Domain {name}: its {type} at {path} is locked by another process; nothing was touched"
+
+
 class HostFileNotUploaded(Refused):
     """Commit was asked for before every host file had arrived."""
 
@@ -292,10 +301,23 @@ class StorageFailed(Error):
     status, code, message = 500, "storage-failed", "{action} {path}: {reason}; what was begun was undone"
 
 
+class HookLockHeld(Error):
+    """The lock that the agent shares with the hook was not free in time."""
+
+    status, code = 503, "hook-lock-held"
+    message = "{path} was not free within {timeout_s} s; nothing was touched. Try again; fuser shows who holds it"
+
+
 class QemuImgFailed(Error):
     """A qemu-img command ended with an error."""
 
     status, code, message = 500, "qemu-img-failed", "qemu-img {command} failed on {path}: {reason}"
+
+
+class ToolFailed(Error):
+    """An outside command cannot be run, or its output has no end."""
+
+    status, code, message = 500, "tool-failed", "{command} failed: {reason}"
 
 
 class ToolTimeout(Error):

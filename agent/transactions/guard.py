@@ -1,0 +1,154 @@
+"""The guard: the persistent mark that keeps one domain from starting while work on it is under way.
+
+Why a start and a guard exclude each other: the hook's ``prepare`` and ``raise_guard`` each take ``hook.lock``, look
+for the other's mark and leave their own before they let go of it. Whoever comes second sees the first, so no pair of
+"I set mine, then looked at yours" orderings has to be reasoned about. Between ``prepare`` and ``started`` the hook's
+mark stands; from ``started`` on libvirt itself says that the domain is active. So after ``raise_guard`` returns the
+caller asks libvirt once whether the domain is active, without the lock: yes means a start that was complete before
+the guard, no means that none can happen until ``drop``. libvirt is never asked under the lock: the hook waits for
+that lock while libvirt waits for the hook.
+
+A starting mark counts while the boot and the libvirtd that wrote it live. A libvirtd that died in the middle
+never finishes that start; one that comes back to a QEMU which was already running calls the domain active.
+
+All methods block, for milliseconds: call them through ``asyncio.to_thread``.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from agent.errors import DomainBusy, DomainStarting
+from agent.transactions.marks import (
+    boot_id,
+    fsync_directory,
+    hook_lock,
+    make_directories,
+    process_start,
+    read_mark,
+    remove_mark,
+    stage_mark,
+    storage,
+    write_mark,
+)
+from agent.wire.base import utc_now
+from agent.wire.vm import Guard
+
+#: Stands for the transaction of a guard file that cannot be read. It belongs to nobody; only ``release`` removes it.
+UNKNOWN = UUID(int=0)
+
+
+class Guards:
+    """The guards of one host. Every method may raise StorageFailed; those that decide, HookLockHeld."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._guards = state_dir / "guards"
+        self._starting = state_dir / "starting"
+        self._accept_blank = state_dir / "accept-blank"
+        make_directories(state_dir, "guards", "starting", "accept-blank", "refused")
+
+    def raise_guard(self, vm: UUID, name: str, transaction: UUID, kind: str) -> None:
+        """Keep ``vm`` from starting until ``drop``; the guard survives a reboot once this returns.
+
+        Raises DomainBusy where another transaction holds the guard and DomainStarting where a start has passed the
+        hook. The same transaction may call again. The caller then asks libvirt whether the domain is active.
+        """
+        values = {"transaction": str(transaction), "kind": kind, "since": utc_now().isoformat(), "name": name}
+        staged = stage_mark(self._guards, values)  # the fsync is slow, so it comes before the lock
+        try:
+            with hook_lock(self._state_dir):
+                self._decide(vm, name, transaction, staged)
+        finally:
+            with storage("remove", staged):
+                staged.unlink(missing_ok=True)
+        fsync_directory(self._guards)
+
+    def _decide(self, vm: UUID, name: str, transaction: UUID, staged: Path) -> None:
+        held = self.get(vm)
+        if held is not None:
+            if held.transaction == transaction:
+                return
+            raise DomainBusy(name=name, kind=held.kind, transaction=held.transaction, since=held.since.isoformat())
+        if self.is_starting(vm):
+            raise DomainStarting(name=name)
+        with storage("write", self._guards / str(vm)):
+            (self._starting / str(vm)).unlink(missing_ok=True)  # what is left here is stale
+            staged.replace(self._guards / str(vm))
+
+    def drop(self, vm: UUID, transaction: UUID) -> None:
+        """Let ``vm`` start again. No guard is fine; another transaction's raises DomainBusy and stays."""
+        with hook_lock(self._state_dir):
+            held = self.get(vm)
+            if held is not None and held.transaction != transaction:
+                since = held.since.isoformat()
+                raise DomainBusy(name=vm, kind=held.kind, transaction=held.transaction, since=since)
+            with storage("remove", self._guards / str(vm)):
+                (self._guards / str(vm)).unlink(missing_ok=True)
+        fsync_directory(self._guards)
+
+    def release(self, vm: UUID) -> Guard | None:
+        """Remove whatever guard or starting mark ``vm`` has, whoever left it, and return the guard.
+
+        For the operator's ``coldframe-agent release``: the caller makes sure that no transaction is at work.
+        """
+        with hook_lock(self._state_dir):
+            held = self.get(vm)
+            for path in (self._guards / str(vm), self._starting / str(vm)):
+                with storage("remove", path):
+                    path.unlink(missing_ok=True)
+        fsync_directory(self._guards)
+        return held
+
+    def get(self, vm: UUID) -> Guard | None:
+        """Return the guard of ``vm``. An unreadable one is a guard of the transaction UNKNOWN."""
+        path = self._guards / str(vm)
+        values = read_mark(path)
+        return None if values is None else _guard(values, path)
+
+    def all(self) -> dict[UUID, Guard]:
+        """Return every guard on this host by domain."""
+        with storage("list", self._guards):
+            names = sorted(path.name for path in self._guards.iterdir())
+        found = {vm: self.get(vm) for vm in filter(None, map(_vm_of, names))}
+        return {vm: guard for vm, guard in found.items() if guard is not None}
+
+    def is_starting(self, vm: UUID) -> bool:
+        """Say whether a start of ``vm`` has passed the hook's ``prepare`` and is neither done nor failed yet."""
+        values = read_mark(self._starting / str(vm))
+        if values is None or values.get("boot_id") != boot_id():
+            return False  # marks are renamed into place, so an unreadable one was torn by a power cut: another boot
+        pid = values.get("libvirtd_pid", "")
+        return pid.isascii() and pid.isdigit() and process_start(int(pid)) == values.get("libvirtd_start")
+
+    def accept_blank(self, vm: UUID) -> None:
+        """Let the next start of ``vm`` through although a host file is missing or empty. Holds for one try."""
+        write_mark(self._accept_blank / str(vm), {"since": utc_now().isoformat()})
+
+    def withdraw_blank(self, vm: UUID) -> None:
+        """Take ``accept_blank`` back, if it was not used."""
+        remove_mark(self._accept_blank / str(vm))
+
+    def accepts_blank(self, vm: UUID) -> bool:
+        """Say whether ``accept_blank`` stands."""
+        return (self._accept_blank / str(vm)).exists()
+
+
+def _guard(values: dict[str, str], path: Path) -> Guard:
+    try:
+        return Guard(
+            transaction=UUID(values["transaction"]),
+            kind=values["kind"],
+            since=datetime.fromisoformat(values["since"]).astimezone(UTC),
+        )
+    except (KeyError, ValueError):
+        with storage("read", path):
+            since = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return Guard(transaction=UNKNOWN, kind="unknown", since=since)
+
+
+def _vm_of(name: str) -> UUID | None:
+    try:
+        return UUID(name)
+    except ValueError:
+        return None
