@@ -1,0 +1,282 @@
+"""Files on the host: replace, exchange, read and remove them so that a crash leaves the old state or the new.
+
+Every name that this module makes beside a target begins with ``.coldframe-``, so that a stray one is known as ours.
+An ``OSError`` leaves as ``StorageFailed``; where the file system or the quota is full it leaves as ``NoSpace``.
+Nothing here follows a symbolic link in the last component: the directories of QEMU and swtpm belong to users that
+are less trusted than the agent. Calls block; an async caller goes through ``asyncio.to_thread``.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.errors import HostFileTooLarge, NoSpace, StorageFailed
+
+STAGE_PREFIX = ".coldframe-"
+_SELINUX = "security.selinux"
+_NO_LABEL = {errno.ENODATA, errno.ENOTSUP, errno.ENOSYS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_RENAME_EXCHANGE = 2  # <linux/fs.h>
+_AT_FDCWD = -100  # <fcntl.h>
+_READ_TRIES = 3
+
+
+@contextlib.contextmanager
+def _storage(action: str, path: Path, need_bytes: int = 0) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into ``StorageFailed``, or into ``NoSpace`` where there is none left."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in _FULL:
+            raise NoSpace(path=str(path), have_bytes=_free_or_zero(path), need_bytes=need_bytes) from err
+        raise StorageFailed(action=action, path=str(path), reason=err.strerror or str(err)) from err
+
+
+def _free_or_zero(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        facts = os.statvfs(path.parent)
+        return facts.f_bavail * facts.f_frsize
+    return 0
+
+
+def staged_path(target: Path, token: str) -> Path:
+    """Return the hidden name beside ``target`` that belongs to it and to ``token`` (a transaction's id).
+
+    The same arguments always give the same name, so recovery finds what a dead process left. The name has at most
+    ``len(token) + 29`` bytes however long the target's is: a name of 255 bytes can be staged too.
+    """
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.parent / f"{STAGE_PREFIX}{token}-{digest}"
+
+
+def write_atomic(
+    path: Path, data: bytes, like: Path | None = None, mode: int | None = None, token: str | None = None
+) -> None:
+    """Make ``data`` the contents of ``path``: the old file or the new one is there at every moment, never a mixture.
+
+    ``like`` names a file (often ``path`` itself) whose owner, mode and security label the new one gets; where it
+    does not exist, and without it, the file is the caller's with mode 0600. ``mode`` wins over the mode of ``like``.
+    With ``token`` the temporary file is ``staged_path(path, token)``, so that it can be found after a crash;
+    one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was.
+    """
+    temporary = staged_path(path, token or secrets.token_hex(8))
+    with _storage("writing", path, len(data)):
+        temporary.unlink(missing_ok=True)
+        try:
+            _write_new(temporary, data, like, mode)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_directory(path.parent)
+
+
+def write_staged(temporary: Path, data: bytes, like: Path | None = None, mode: int | None = None) -> None:
+    """Write ``data`` durably under a name of its own (``staged_path``), to be renamed later; see ``write_atomic``."""
+    with _storage("writing", temporary, len(data)):
+        temporary.unlink(missing_ok=True)
+        try:
+            _write_new(temporary, data, like, mode)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_directory(temporary.parent)
+
+
+def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        os.fchmod(descriptor, 0o600)  # the umask does not decide
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        if like is not None and _exists(like):
+            _copy_ownership(like, path)
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def copy_ownership(source: Path, target: Path) -> None:
+    """Give ``target`` the owner, mode and SELinux label of ``source``; neither may be a symbolic link.
+
+    Other extended attributes stay behind: ``trusted.libvirt.*`` is libvirt's memory of the running domain's labels,
+    and on another file it would make libvirt "restore" what was never there.
+    """
+    with _storage("setting the owner of", target):
+        _copy_ownership(source, target)
+
+
+def _copy_ownership(source: Path, target: Path) -> None:
+    facts = source.lstat()
+    if stat.S_ISLNK(facts.st_mode) or stat.S_ISLNK(target.lstat().st_mode):
+        raise OSError(errno.ELOOP, "is a symbolic link")
+    os.chown(target, facts.st_uid, facts.st_gid, follow_symlinks=False)
+    target.chmod(stat.S_IMODE(facts.st_mode))  # after chown, which clears bits of the mode
+    try:
+        label = os.getxattr(source, _SELINUX, follow_symlinks=False)
+    except OSError as err:
+        if err.errno in _NO_LABEL:
+            return
+        raise
+    try:
+        os.setxattr(target, _SELINUX, label, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in _NO_LABEL:
+            raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in the directory durable."""
+    with _storage("syncing", path):
+        _fsync_directory(path)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within one directory or between two of one file system, durably; an existing file is replaced."""
+    with _storage("renaming to", target):
+        source.rename(target)
+        _fsync_directory(target.parent)
+        if source.parent != target.parent:
+            _fsync_directory(source.parent)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two files, or two directories, in one step (``renameat2`` with ``RENAME_EXCHANGE``), durably.
+
+    Where the file system cannot (``EINVAL``, ``ENOSYS``) the swap takes several renames over a hidden name beside
+    ``a``. Of two files ``a`` then is there at each moment; of two directories it is missing between two renames.
+    After a crash ``finish_exchange`` completes such a swap; call it before judging which of the two is where.
+    """
+    with _storage("exchanging", a):
+        try:
+            _renameat2(a, b)
+        except OSError as err:
+            if err.errno not in {errno.EINVAL, errno.ENOSYS}:
+                raise
+            exchange_by_renames(a, b)
+        _fsync_directory(a.parent)
+        if a.parent != b.parent:
+            _fsync_directory(b.parent)
+
+
+def _renameat2(a: Path, b: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    function = getattr(libc, "renameat2", None)
+    if function is None:
+        raise OSError(errno.ENOSYS, "the C library has no renameat2")
+    if function(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(a))
+
+
+def exchange_by_renames(a: Path, b: Path) -> None:
+    """The fallback of ``exchange``; raises ``OSError``. The hidden name exists as long as the swap is unfinished."""
+    aside = staged_path(a, "exchange")
+    b.lstat()  # both must be there before anything is touched
+    if stat.S_ISDIR(a.lstat().st_mode):
+        a.rename(aside)
+    else:
+        os.link(a, aside, follow_symlinks=False)
+    b.replace(a)
+    aside.rename(b)
+
+
+def finish_exchange(a: Path, b: Path) -> bool:
+    """Complete a swap that a crash cut short in its fallback; true where there was one."""
+    aside = staged_path(a, "exchange")
+    with _storage("exchanging", a):
+        if not _exists(aside):
+            return False
+        if _exists(b):
+            b.replace(a)
+        aside.rename(b)
+        _fsync_directory(a.parent)
+        return True
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading and return the descriptor; raises ``OSError`` as it is.
+
+    Never follows a link in the last component, never blocks on a pipe, is not inherited by a child.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def read_limited(path: Path, limit_bytes: int, what: str = "file") -> bytes:
+    """Read a whole regular file; ``HostFileTooLarge(type=what)`` above the limit, ``StorageFailed`` where it fails.
+
+    What is returned was in the file at one moment: a file that changes while it is read is read again, and
+    refused when it keeps changing.
+    """
+    with _storage("reading", path):
+        return read_limited_raw(path, limit_bytes, what)
+
+
+def read_limited_raw(path: Path, limit_bytes: int, what: str) -> bytes:
+    """Like ``read_limited``, but an ``OSError`` passes as it is, for a caller that has a better name for it."""
+    for _ in range(_READ_TRIES):
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            if before.st_size > limit_bytes:
+                raise HostFileTooLarge(type=what, limit_bytes=limit_bytes)
+            data = _read_up_to(file.fileno(), limit_bytes + 1)
+            after = os.fstat(file.fileno())
+        if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(data)):
+            return data
+    raise OSError(errno.EBUSY, "it keeps changing while it is read", str(path))
+
+
+def _read_up_to(descriptor: int, count: int) -> bytes:
+    parts = []
+    while count > 0 and (part := os.read(descriptor, min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged writer may still use on the file system of ``path`` (``f_bavail``)."""
+    with _storage("measuring", path):
+        facts = os.statvfs(path)
+        return facts.f_bavail * facts.f_frsize
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link (not what it names) or a directory with all it holds; nothing there is no error."""
+    with _storage("removing", path):
+        try:
+            if stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            return
+        _fsync_directory(path.parent)
