@@ -29,7 +29,11 @@
         └── HypervisorTimeout        504
 """
 
+from agent.web import errors as web_errors
 from agent.web.errors import Error
+
+#: 412: the thing was changed since the version that the caller saw. Both daemons raise it.
+PreconditionFailed = web_errors.PreconditionFailed
 
 
 class NotFound(Error):
@@ -266,13 +270,6 @@ class LeaseExpired(Refused):
 
     code = "lease-expired"
     message = "The lease of transaction {id} ran out; what was staged was removed. Begin another with a new id"
-
-
-class PreconditionFailed(Error):
-    """The thing was changed since the version that the caller saw."""
-
-    status, code = 412, "precondition-failed"
-    message = "{what} is at version {found}, not {expected}; nothing was touched. Read it again"
 
 
 class HashMismatch(Error):

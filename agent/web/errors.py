@@ -31,3 +31,78 @@ class Error(Exception):
             type=f"/docs#{self.code}",
             facts=self.facts,
         )
+
+
+class InternalError(Error):
+    """Something went wrong that nobody foresaw."""
+
+
+class InvalidRequest(Error):
+    """The request does not have the form that the route declares."""
+
+    status, code = 400, "invalid-request"
+    message = "{where}: {reason}; nothing was touched. See /docs for what this route takes"
+
+
+class Unauthorized(Error):
+    """No credential, or none that is known."""
+
+    status, code = 401, "unauthorized"
+    message = "This needs a credential: send Authorization: Bearer TOKEN"
+
+
+class Forbidden(Error):
+    """The credential is known, and its role does not allow this."""
+
+    status, code = 403, "forbidden"
+    message = "This needs the role {needed}, and {name} has the role {role}; nothing was touched"
+
+
+class RouteNotFound(Error):
+    """No route has this path."""
+
+    status, code, message = 404, "route-not-found", "There is no {path} here; see /docs"
+
+
+class MethodNotAllowed(Error):
+    """The path exists and does not take this method."""
+
+    status, code, message = 405, "method-not-allowed", "{path} takes {allowed}, not {method}"
+
+
+class PreconditionFailed(Error):
+    """The thing was changed since the version that the caller saw."""
+
+    status, code = 412, "precondition-failed"
+    message = "{what} is at version {found}, not {expected}; nothing was touched. Read it again"
+
+
+class BodyTooLarge(Error):
+    """The request's body is above the limit of this route."""
+
+    status, code, message = 413, "body-too-large", "The body has more than {limit_bytes} bytes; nothing was touched"
+
+
+class UnsupportedMediaType(Error):
+    """The body is of a type that the route does not read."""
+
+    status, code = 415, "unsupported-media-type"
+    message = "The body is {found}; this route reads {expected}. Nothing was touched"
+
+
+class RequestRefused(Error):
+    """The HTTP layer refused the request."""
+
+    status, code, message = 400, "request-refused", "The request was refused: {reason}; nothing was touched"
+
+
+class SettingsError(Error):
+    """The configuration cannot be used; the daemon does not start."""
+
+    code, message = "settings", "{where}: {reason}"
+
+
+class ListenRefused(Error):
+    """The daemon must not, or cannot, listen where it was told to."""
+
+    code, message = "listen-refused", "listen = {listen}: {reason}"
