@@ -17,7 +17,8 @@
     │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared  HostFileInUse
     │   ├── HostFileUnsupported
     │   ├── SnapshotHasChildren
-    │   └── TransactionMismatch  TransactionEnded  LeaseExpired
+    │   └── TransactionMismatch  TransactionEnded  LeaseExpired  AgentRestarted
+    ├── Recorded                     as recorded
     ├── HashMismatch                 422
     ├── ArchiveRefused               422
     ├── NoSpace                      507
@@ -25,12 +26,15 @@
     ├── HookLockHeld                 503  the lock shared with the hook was not free in time
     ├── QemuImgFailed                500
     ├── ToolFailed                   500  an outside command cannot be run, or answers without end
+    ├── HypervisorRefused            500  libvirt said no
+    ├── EventsLost                   500
     └── HypervisorUnavailable        503
         └── HypervisorTimeout        504
 """
 
 from agent.web import errors as web_errors
 from agent.web.errors import Error
+from agent.wire.problem import Problem
 
 #: 412: the thing was changed since the version that the caller saw. Both daemons raise it.
 PreconditionFailed = web_errors.PreconditionFailed
@@ -321,6 +325,18 @@ class ToolTimeout(Error):
     """An outside command did not end in time and was stopped."""
 
     status, code, message = 504, "tool-timeout", "{command} did not end within {timeout_s} s and was stopped"
+
+
+class HypervisorRefused(Error):
+    """libvirt refused what the agent asked of it."""
+
+    status, code, message = 500, "hypervisor-refused", "libvirt refused {call}: {reason}"
+
+
+class EventsLost(Error):
+    """A listener was too slow for libvirt's events and has to look at everything again."""
+
+    status, code, message = 500, "events-lost", "A listener fell {count} events behind; list the domains again"
 
 
 class HypervisorUnavailable(Error):

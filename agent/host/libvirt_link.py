@@ -1,0 +1,103 @@
+"""One connection to libvirt: opening it, watching it, its lifecycle events, closing it. Blocking; used in threads.
+
+libvirt-python needs its own event loop for keep-alive messages, close notices and domain events
+(https://libvirt.org/html/libvirt-libvirt-event.html). It runs in one thread for the whole process.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import UUID
+
+import libvirt
+
+DomainEventKind = Literal["defined", "undefined", "renamed", "started", "stopped"]
+
+_KINDS: dict[int, DomainEventKind] = {
+    libvirt.VIR_DOMAIN_EVENT_DEFINED: "defined",
+    libvirt.VIR_DOMAIN_EVENT_UNDEFINED: "undefined",
+    libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
+}
+#: Missed keep-alive answers after which libvirt gives the connection up.
+_KEEPALIVE_COUNT = 2
+#: Error domains of the connection itself, as against what was asked over it.
+_TRANSPORT = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainEvent:
+    """A change of a domain that libvirt told of. ``old_name`` is set for ``renamed``."""
+
+    kind: DomainEventKind
+    uuid: UUID
+    name: str
+    old_name: str | None = None
+
+
+def is_transport_error(err: libvirt.libvirtError) -> bool:
+    """Whether a call failed because the connection did, and not because of what was asked."""
+    return err.get_error_domain() in _TRANSPORT or err.get_error_code() == libvirt.VIR_ERR_NO_CONNECT
+
+
+@lru_cache(maxsize=1)
+def start_event_loop() -> threading.Thread:
+    """Start libvirt's event loop, once in this process; it has to run before the first connection is opened."""
+    # Without a handler libvirt prints each error on stderr, besides raising it.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+    thread.start()
+    return thread
+
+
+def _run_event_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+class Link:
+    """An open connection.
+
+    ``on_event`` and ``on_closed`` are called in libvirt's event thread and must return at once. A dead server is
+    noticed within about ``deadline_s``, and every call that waits for it then fails.
+    """
+
+    def __init__(
+        self, uri: str, deadline_s: float, on_event: Callable[[DomainEvent], None], on_closed: Callable[["Link"], None]
+    ) -> None:
+        """Connect. Raises libvirtError."""
+        start_event_loop()
+        self._on_event = on_event
+        self._on_closed = on_closed
+        self._renames: dict[str, str] = {}
+        self.connection = libvirt.open(uri)
+        with contextlib.suppress(libvirt.libvirtError):  # libvirt's test driver has no server to keep alive
+            self.connection.setKeepAlive(max(1, round(deadline_s / (_KEEPALIVE_COUNT + 1))), _KEEPALIVE_COUNT)
+        self.connection.registerCloseCallback(lambda *_: self._on_closed(self), None)
+        self._callback_id = self.connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
+        )
+
+    def close(self) -> None:
+        """Close it. No call may be under way on it: libvirt would free what that call still uses."""
+        for step in (
+            lambda: self.connection.domainEventDeregisterAny(self._callback_id),
+            self.connection.unregisterCloseCallback,
+            self.connection.close,
+        ):
+            with contextlib.suppress(libvirt.libvirtError):  # it may be dead already, which is why it is closed
+                step()
+
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
+        kind, uuid, name = _KINDS.get(event), domain.UUIDString(), domain.name()
+        if kind == "undefined" and detail == libvirt.VIR_DOMAIN_EVENT_UNDEFINED_RENAMED:
+            self._renames[uuid] = name  # `defined` with the new name follows at once
+        elif kind == "defined" and detail == libvirt.VIR_DOMAIN_EVENT_DEFINED_RENAMED:
+            old = self._renames.pop(uuid, None)
+            self._on_event(DomainEvent(kind="renamed", uuid=UUID(uuid), name=name, old_name=old))
+        elif kind is not None:
+            self._on_event(DomainEvent(kind=kind, uuid=UUID(uuid), name=name))

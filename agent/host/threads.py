@@ -1,0 +1,91 @@
+"""Blocking calls that may never return, in threads that nobody has to wait for.
+
+asyncio.to_thread is not for these: its threads are joined when the process ends and its pool is soon full of calls
+that hang. Here each call has a daemon thread of its own, calls that share a key take turns, and a waiting call
+holds no thread. So at most one thread per key is ever left behind, however often its caller gives up and asks again.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+T = TypeVar("T")
+
+
+def in_thread(work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asyncio.Future[T]:
+    """Start ``work`` in a daemon thread; its result, or the one of ``errors`` that it raised, is the future's.
+
+    Any other exception is a defect: it goes to threading.excepthook, and the future gets a RuntimeError. A future that
+    nobody waits for any more is set all the same; the work cannot be stopped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: Callable[[], None]) -> None:
+        if not future.done():
+            outcome()
+
+    def run() -> None:
+        failure: Exception = RuntimeError("a call in a thread ended without an answer; its error was logged")
+        outcome: Callable[[], None] = lambda: future.set_exception(failure)  # noqa: E731 - replaced below
+        try:
+            result = work()
+            outcome = lambda: future.set_result(result)  # noqa: E731 - see above
+        except errors as err:
+            failure = err
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop may have closed since; nobody waits then
+                loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="blocking-call", daemon=True).start()
+    return future
+
+
+class Turn:
+    """The right to run calls for one key, one after the other. An asynchronous context manager."""
+
+    def __init__(self, lock: asyncio.Lock, permits: asyncio.Semaphore) -> None:
+        self._lock = lock
+        self._permits = permits
+        self._last: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> "Turn":
+        await self._lock.acquire()
+        try:
+            await self._permits.acquire()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the thread back to other keys at once, the key only when no call is under way for it."""
+        self._permits.release()
+        if self._last is None or self._last.done():
+            self._lock.release()
+        else:
+            self._last.add_done_callback(lambda _: self._lock.release())
+
+    def start(self, work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asyncio.Future[T]:
+        """Start a call. Wait for it with asyncio.shield: giving up must not mark it as ended."""
+        future = in_thread(work, errors)
+        self._last = future
+        return future
+
+
+class Turns:
+    """Turns by key, and at most ``threads`` of them running calls whose callers still wait."""
+
+    def __init__(self, threads: int) -> None:
+        self._permits = asyncio.Semaphore(threads)
+        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    def take(self, key: Hashable) -> Turn:
+        """Return the next turn for this key; it begins when the context is entered."""
+        return Turn(self._locks.setdefault(key, asyncio.Lock()), self._permits)

@@ -1,0 +1,158 @@
+"""libvirt behind a deadline; here libvirt's own test driver, in test_hypervisor_real a real libvirtd."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import libvirt
+import pytest
+
+from agent.errors import DomainNotFound, EventsLost, HypervisorRefused, HypervisorUnavailable
+from agent.host import hypervisor as module
+from agent.host.hypervisor import Hypervisor
+from agent.host.libvirt_link import DomainEvent
+
+NODE = "<node><cpu><num>2</num></cpu></node>"
+VM = UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11")
+
+
+def domain_xml(name: str = "win11", uuid: UUID = VM) -> str:
+    return (
+        f"<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory>65536</memory>"
+        "<os><type>hvm</type></os><devices><graphics type='vnc' passwd='hush'/></devices></domain>"
+    )
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    node = tmp_path / "node.xml"
+    node.write_text(NODE)
+    return f"test://{node}"
+
+
+@pytest.fixture
+async def hypervisor(uri: str) -> AsyncIterator[Hypervisor]:
+    async with Hypervisor(uri) as opened:
+        yield opened
+
+
+async def on_connection(hypervisor: Hypervisor, work: object) -> None:
+    """Do on the same connection what the agent itself never does, such as starting a domain."""
+    await hypervisor._host_call("test", work)  # type: ignore[arg-type]
+
+
+async def test_a_defined_domain_is_listed_and_described(hypervisor: Hypervisor) -> None:
+    assert await hypervisor.define(domain_xml()) == VM
+
+    (listed,) = await hypervisor.domains()
+
+    assert (listed.uuid, listed.name, listed.state) == (VM, "win11", "shut-off")
+    assert (listed.active, listed.paused, listed.persistent, listed.managed_save) == (False, False, True, False)
+    assert await hypervisor.domain(VM) == listed
+    assert await hypervisor.state(VM) == "shut-off"
+
+
+async def test_domains_are_listed_by_name(hypervisor: Hypervisor) -> None:
+    for name in ("b", "c", "a"):
+        await hypervisor.define(domain_xml(name, uuid4()))
+
+    assert [domain.name for domain in await hypervisor.domains()] == ["a", "b", "c"]
+
+
+async def test_running_and_paused_domains_say_so(hypervisor: Hypervisor) -> None:
+    await hypervisor.define(domain_xml())
+    await on_connection(hypervisor, lambda connection: connection.lookupByName("win11").create())
+    assert await hypervisor.state(VM) == "running"
+
+    await on_connection(hypervisor, lambda connection: connection.lookupByName("win11").suspend())
+
+    paused = await hypervisor.domain(VM)
+    assert (paused.state, paused.paused, paused.active) == ("paused", True, True)
+
+
+async def test_an_unknown_domain_is_not_found(hypervisor: Hypervisor) -> None:
+    for call in (hypervisor.domain, hypervisor.inactive_xml, hypervisor.live_xml):
+        with pytest.raises(DomainNotFound):
+            await call(uuid4())
+
+
+async def test_passwords_are_in_the_xml_only_when_asked_for(hypervisor: Hypervisor) -> None:
+    await hypervisor.define(domain_xml())
+
+    assert "hush" not in await hypervisor.inactive_xml(VM)
+    assert "hush" not in await hypervisor.live_xml(VM)
+    assert "hush" in await hypervisor.inactive_xml(VM, secure=True)
+
+
+async def test_xml_that_libvirt_refuses_names_its_reason(hypervisor: Hypervisor) -> None:
+    with pytest.raises(HypervisorRefused, match="missing name information"):
+        await hypervisor.define("<domain/>")
+
+
+async def test_versions_are_dotted(hypervisor: Hypervisor) -> None:
+    versions = await hypervisor.versions()
+
+    number = libvirt.getVersion()
+    assert versions.libvirt == f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+async def test_an_unreachable_libvirt_is_named_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    async with Hypervisor("qemu+unix:///system?socket=/nonexistent") as unreachable:
+        with pytest.raises(HypervisorUnavailable, match="/nonexistent"):
+            await unreachable.domains()
+        assert not unreachable.connected
+
+    assert capfd.readouterr().err == ""
+
+
+async def test_calls_work_without_a_keeper_and_connect_by_themselves(uri: str) -> None:
+    lone = Hypervisor(uri)
+
+    assert await lone.domains() == []
+    assert lone.connected
+
+
+async def test_events_arrive_in_order(hypervisor: Hypervisor) -> None:
+    await hypervisor.domains()
+    events = hypervisor.events()
+    await hypervisor.define(domain_xml())
+    await on_connection(hypervisor, lambda connection: connection.lookupByName("win11").create())
+    await on_connection(hypervisor, lambda connection: connection.lookupByName("win11").destroy())
+    await on_connection(hypervisor, lambda connection: connection.lookupByName("win11").undefine())
+
+    async with asyncio.timeout(5):
+        seen = [await anext(events) for _ in range(4)]
+
+    assert [event.kind for event in seen] == ["defined", "started", "stopped", "undefined"]
+    assert {(event.uuid, event.name) for event in seen} == {(VM, "win11")}
+
+
+async def test_a_listener_that_is_too_slow_is_told(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVENT_BACKLOG", 1)
+    await hypervisor.domains()
+    events = hypervisor.events()
+    for name in ("a", "b", "c"):
+        await hypervisor.define(domain_xml(name, uuid4()))
+
+    async def listen() -> None:
+        async for _ in events:
+            await asyncio.sleep(0)
+
+    with pytest.raises(EventsLost):
+        await asyncio.wait_for(listen(), 5)
+
+
+async def test_a_callback_that_was_withdrawn_is_not_called(hypervisor: Hypervisor) -> None:
+    await hypervisor.domains()
+    seen: list[DomainEvent] = []
+    withdraw = hypervisor.on_event(seen.append)
+    withdraw()
+    withdraw()
+    events = hypervisor.events()
+
+    await hypervisor.define(domain_xml())
+    async with asyncio.timeout(5):
+        await anext(events)
+
+    assert seen == []
