@@ -1,0 +1,317 @@
+"""The HTTP client of one agent.
+
+Every method is one call of the agent's API, typed. Two errors come out of it: AgentProblem where the agent
+answered with a Problem, AgentUnreachable where there was no usable answer (refused, timed out, cut, not our
+agent's certificate). After AgentUnreachable the caller does not know whether the call had its effect: every
+changing call of the agent can be repeated with the same id, so repeat it or ask.
+
+Deadlines (Timeouts): ``connect_s`` for a connection; ``read_s`` for an answer that the agent gives from its own
+knowledge or from libvirt (the agent's own deadline for libvirt is 10 s, so 30 s is enough to hear its 504);
+``work_s`` for prepare, commit and abort, which copy host files and call qemu-img (the agent ends these by itself
+well before); a long poll has its own ``wait_s`` plus ``read_s``.
+"""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import aiohttp
+import msgspec
+
+from agent.web.errors import Error
+from agent.wire.base import Page
+from agent.wire.event import HostEvents
+from agent.wire.host import HostFacts
+from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.problem import Problem
+from agent.wire.transaction import Transaction, TransactionRequest
+from agent.wire.vm import Disk, HostVm
+
+T = TypeVar("T")
+
+_JSON_LIMIT_BYTES = 64 * 1024 * 1024  # a page of 100 VMs, each with 50 disks in deep chains, has about 10 MB
+_HOST_FILE_LIMIT_BYTES = 64 * 1024 * 1024  # above any agent's host_file_limit_bytes that makes sense
+_CHUNK_BYTES = 64 * 1024
+#: What the agent says of the call itself and not of the work: passed on, it would mislead the API's caller.
+_GENERIC_CODES = frozenset(
+    {"unauthorized", "forbidden", "route-not-found", "method-not-allowed", "invalid-request"}
+    | {"unsupported-media-type", "request-refused", "internal-error"}
+)
+
+
+class AgentUnreachable(Error):
+    """No usable answer came from the agent."""
+
+    status, code = 503, "agent-unreachable"
+    message = "The agent at {url} cannot be reached: {reason}. Nothing is known of the call's effect; repeat it"
+
+
+class AgentProblem(Error):
+    """The agent answered with a Problem, which is passed on."""
+
+    status, code, message = 502, "agent-problem", "The agent at {url} refused the call: {detail}"
+
+    def __init__(self, url: str, answer: Problem) -> None:
+        super().__init__(url=url, detail=answer.detail, agent_status=answer.status, agent_code=answer.code)
+        self.answer = answer
+
+    def problem(self) -> Problem:
+        """Return the agent's own Problem where it speaks of the work, else a 502 that names it."""
+        return super().problem() if self.answer.code in _GENERIC_CODES else self.answer
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Deadlines in seconds; see the module."""
+
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    work_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class HostFileContent:
+    """The bytes of a host file as they travel (wire.host_file.FORMATS), checked against their hash."""
+
+    data: bytes
+    sha256: str
+
+
+class AgentClient:
+    """One agent by its URL: ``http://…``, ``https://…`` or ``unix:///path``.
+
+    ``fingerprint`` (SHA-256 of the certificate, hex, colons allowed) pins an https agent in place of a CA.
+    ``tls`` carries the controller's own certificate and CA where they are used. Use it as a context manager, or
+    close() it; the connection pool belongs to the running loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        fingerprint: str | None = None,
+        timeouts: Timeouts | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._timeouts = timeouts or Timeouts()
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._pin = None if fingerprint is None else _pin(fingerprint)
+        self._tls = tls
+        unix = self.url.startswith("unix://")
+        self._base = "http://agent" if unix else self.url
+        self._unix_path = self.url.removeprefix("unix://") if unix else None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. The next call would open new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def host(self, controller: str | None = None) -> HostFacts:
+        """Return the host's facts; with ``controller`` (an address) the route towards it too."""
+        return await self._get("/v1/host", HostFacts, {"controller": controller} if controller else {})
+
+    async def vms(self) -> list[HostVm]:
+        """Return every domain of the host, all pages."""
+        return await self._all("/v1/vms", Page[HostVm])
+
+    async def vm(self, uuid: UUID) -> HostVm:
+        """Return one domain. AgentProblem ``domain-not-found``."""
+        return await self._get(f"/v1/vms/{uuid}", HostVm)
+
+    async def disks(self, uuid: UUID) -> list[Disk]:
+        """Return the domain's disks with their chains."""
+        return await self._all(f"/v1/vms/{uuid}/disks", Page[Disk])
+
+    async def host_files(self, uuid: UUID) -> HostFiles:
+        """Return what host files the domain has and which are missing, without their bytes."""
+        return await self._get(f"/v1/vms/{uuid}/host-files", HostFiles)
+
+    async def read_host_file(
+        self, uuid: UUID, type: HostFileType, if_none_match: str | None = None
+    ) -> HostFileContent | None:
+        """Return a host file's bytes; None where it still has the SHA-256 ``if_none_match``."""
+        headers = {"If-None-Match": f'"{if_none_match}"'} if if_none_match else {}
+        return await self._content(f"/v1/vms/{uuid}/host-files/{type}", headers)
+
+    async def write_host_file(
+        self, uuid: UUID, type: HostFileType, data: bytes, if_match: str | None = None
+    ) -> HostFile:
+        """Replace a host file of a domain that is shut off; ``if_match`` is the SHA-256 it must have now."""
+        headers = {"If-Match": f'"{if_match}"'} if if_match else {}
+        return await self._put(f"/v1/vms/{uuid}/host-files/{type}", data, _sha256(data), HostFile, headers)
+
+    async def put_transaction(self, id: UUID, request: TransactionRequest) -> Transaction:
+        """Begin a transaction and wait until it is prepared. The same id with the same request answers the same."""
+        return await self._json(
+            "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
+        )
+
+    async def transaction(self, id: UUID) -> Transaction:
+        """Return how a transaction stands, or ended. AgentProblem ``transaction-not-found``."""
+        return await self._get(f"/v1/transactions/{id}", Transaction)
+
+    async def transactions(self) -> list[Transaction]:
+        """Return every transaction that the agent remembers, all pages."""
+        return await self._all("/v1/transactions", Page[Transaction])
+
+    async def captured(self, id: UUID, type: HostFileType) -> bytes:
+        """Return a host file that a transaction captured, checked against its hash."""
+        content = await self._content(f"/v1/transactions/{id}/host-files/{type}", {})
+        if content is None:
+            raise AgentUnreachable(url=self.url, reason="304 to a request without a condition")
+        return content.data
+
+    async def upload(self, id: UUID, type: HostFileType, data: bytes, sha256: str | None = None) -> Transaction:
+        """Hand over a host file that a revert puts back. ``sha256`` is what the request announced."""
+        return await self._put(
+            f"/v1/transactions/{id}/host-files/{type}", data, sha256 or _sha256(data), Transaction, {}
+        )
+
+    async def commit(self, id: UUID) -> Transaction:
+        """Commit; committed already is fine. A delete answers ``committing``: poll transaction()."""
+        return await self._post(id, "commit")
+
+    async def abort(self, id: UUID) -> Transaction:
+        """Undo what was prepared; aborted already is fine."""
+        return await self._post(id, "abort")
+
+    async def renew(self, id: UUID) -> Transaction:
+        """Extend the lease of a prepared transaction by its own length from now."""
+        return await self._post(id, "renew")
+
+    async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
+        """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""
+        params = {"after": str(after), "wait": str(wait_s)}
+        return await self._json("GET", "/v1/events", HostEvents, params=params, total_s=wait_s + self._timeouts.read_s)
+
+    async def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T:
+        return await self._json("GET", path, kind, params=params, total_s=self._timeouts.read_s)
+
+    async def _post(self, id: UUID, verb: str) -> Transaction:
+        total_s = self._timeouts.read_s if verb == "renew" else self._timeouts.work_s
+        return await self._json("POST", f"/v1/transactions/{id}/{verb}", Transaction, total_s=total_s)
+
+    async def _put(self, path: str, data: bytes, sha256: str, kind: type[T], headers: dict[str, str]) -> T:
+        headers = {**headers, "X-Content-SHA256": sha256, "Content-Type": "application/octet-stream"}
+        return await self._json("PUT", path, kind, data=data, headers=headers, total_s=self._timeouts.work_s)
+
+    async def _all(self, path: str, kind: type[Page[T]]) -> list[T]:
+        """Follow the pages of a list to its end."""
+        items: list[T] = []
+        params: dict[str, str] = {}
+        while True:
+            page = await self._get(path, kind, params)
+            items += page.items
+            if page.next is None or params.get("after") == page.next:
+                return items
+            params = {"after": page.next}
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        *,
+        total_s: float,
+        params: dict[str, str] | None = None,
+        body: Any = None,
+        data: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> T:
+        """Send one request and decode its answer."""
+        headers = dict(headers or {})
+        if body is not None:
+            data, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
+        async with self._answer(method, path, total_s, params=params, data=data, headers=headers) as response:
+            raw = await self._read(response, _JSON_LIMIT_BYTES)
+        return self._decode(raw, kind)
+
+    async def _content(self, path: str, headers: dict[str, str]) -> HostFileContent | None:
+        async with self._answer("GET", path, self._timeouts.work_s, headers=headers) as response:
+            if response.status == 304:
+                return None
+            data = await self._read(response, _HOST_FILE_LIMIT_BYTES)
+            announced = response.headers.get("X-Content-SHA256", "")
+        found = _sha256(data)
+        if found != announced:
+            reason = f"{len(data)} bytes with SHA-256 {found} arrived, {announced or 'none'} was announced"
+            raise AgentUnreachable(url=self.url, reason=reason)
+        return HostFileContent(data, found)
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, total_s: float, **arguments: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
+        try:
+            async with self._open().request(
+                method,
+                self._base + path,
+                timeout=timeout,
+                allow_redirects=False,
+                ssl=self._tls if self._tls is not None else (self._pin or True),
+                **arguments,
+            ) as response:
+                if response.status >= 400:
+                    raise AgentProblem(self.url, self._problem(response, await self._read(response, _JSON_LIMIT_BYTES)))
+                if response.status >= 300 and response.status != 304:
+                    raise AgentUnreachable(url=self.url, reason=f"redirected ({response.status})")
+                yield response
+        except TimeoutError as err:
+            raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:
+            raise AgentUnreachable(url=self.url, reason=str(err) or type(err).__name__) from err
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Return the session, made at the first call: it belongs to the loop that runs then."""
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if self._unix_path is not None:
+                connector = aiohttp.UnixConnector(self._unix_path)
+            else:
+                connector = aiohttp.TCPConnector(ssl=self._pin or True)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, auto_decompress=False)
+        return self._session
+
+    async def _read(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+        data = bytearray()
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+            data += chunk
+            if len(data) > limit_bytes:
+                raise AgentUnreachable(url=self.url, reason=f"the answer has more than {limit_bytes} bytes")
+        return bytes(data)
+
+    def _problem(self, response: aiohttp.ClientResponse, raw: bytes) -> Problem:
+        if response.content_type != "application/problem+json":
+            raise AgentUnreachable(url=self.url, reason=f"status {response.status} from something that is no agent")
+        return self._decode(raw, Problem)
+
+    def _decode(self, raw: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            raise AgentUnreachable(url=self.url, reason=f"the answer cannot be read: {err}") from err
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _pin(fingerprint: str) -> aiohttp.Fingerprint:
+    """Return aiohttp's pin. Raises ValueError for what is not 64 hexadecimal digits, with or without colons."""
+    return aiohttp.Fingerprint(bytes.fromhex(fingerprint.replace(":", "")))
