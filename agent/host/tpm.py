@@ -19,9 +19,11 @@ from pathlib import Path
 
 from agent.errors import HostFileDamaged, HostFileMissing, HostFileTooLarge, StorageFailed
 from agent.host import files, tpm_archive
+from agent.host.tpm_archive import STATE_DIRECTORIES
+from agent.host.tpm_lock import LOCK_NAME, StateLock
 
-STATE_DIRECTORIES = ("tpm1.2", "tpm2")
-LOCK_NAME = ".lock"
+__all__ = ["StateLock", "check", "header_damage", "pack", "unpack"]
+
 _SCRATCH = re.compile(r"TMP\d?-")
 _PERMANENT = re.compile(r"tpm2?-\d\d\.permall")
 _HEADER = struct.Struct(">BBHHI")
@@ -74,34 +76,35 @@ def _write(members: dict[str, bytes], directory: Path, like: Path | None) -> Non
     if directory.exists() and any(directory.iterdir()):
         raise StorageFailed(action="writing", path=str(directory), reason="the directory is not empty")
     directory.mkdir(mode=0o700, exist_ok=True)
-    for state in sorted({member.split("/")[0] for member in members}):
-        (directory / state).mkdir(mode=0o700)
+    states = [directory / state for state in sorted({member.split("/")[0] for member in members})]
+    for state in states:
+        state.mkdir(mode=0o700)
     for member, content in members.items():
-        files.write_staged(directory / member, content)
-    if like is not None:
-        _adopt(members, directory, like)
-    for state in STATE_DIRECTORIES:
-        if (directory / state).is_dir():
-            files.fsync_directory(directory / state)
-    files.fsync_directory(directory)
+        files.write_staged(directory / member, content, like=_model(directory / member, like))
+    for path in (*states, directory):
+        model = like if path == directory else _model(path, like)
+        if model is not None and model.is_dir():
+            files.copy_ownership(model, path)
+        files.fsync_directory(path)
     files.fsync_directory(directory.parent)
 
 
-def _adopt(members: dict[str, bytes], directory: Path, like: Path) -> None:
-    """Give what was unpacked the owners and labels of what it will replace.
+def _model(new: Path, like: Path | None) -> Path | None:
+    """Return what a new file or state directory takes its owner, mode and label from.
 
-    A file that the present state does not have takes after one that it has: all of them belong to swtpm's user.
+    One that the present state does not have takes after another that it has: all belong to swtpm's user.
     """
+    if like is None:
+        return None
     states = [like / state for state in STATE_DIRECTORIES if (like / state).is_dir()]
-    present = [path for state in states for path in sorted(state.iterdir()) if path.is_file() and not path.is_symlink()]
-    for state in STATE_DIRECTORIES:
-        if states and (directory / state).is_dir():
-            files.copy_ownership(like / state if like / state in states else states[0], directory / state)
-    for member in members:
-        if present:
-            files.copy_ownership(like / member if like / member in present else present[0], directory / member)
-    if like.is_dir():
-        files.copy_ownership(like, directory)
+    if new.name in STATE_DIRECTORIES:
+        candidates = states
+    else:
+        candidates = [
+            entry for state in states for entry in sorted(state.iterdir()) if stat.S_ISREG(entry.lstat().st_mode)
+        ]
+    same = [candidate for candidate in candidates if candidate.name == new.name]
+    return next(iter(same + candidates), None)
 
 
 def _read(directory: Path, name: str, limit_bytes: int) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import re
 
 from agent.errors import ArchiveRefused
 
+STATE_DIRECTORIES = ("tpm1.2", "tpm2")
 MAX_MEMBERS = 16
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._~+-]{0,63}")
 _BLOCK = 512
