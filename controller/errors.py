@@ -10,12 +10,17 @@
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
-    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected
+    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
     │   ├── BackupFileOwned  OwnerReserved
-    │   ├── OperationNotCancellable  IdempotencyConflict
+    │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
     │   └── TokenExists
     ├── HostUnreachable              502
-    │   └── HostTimeout              504
+    │   ├── HostTimeout              504
+    │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
+    ├── TransactionAborted           409  the host undid the work
+    ├── CaptureCorrupt               502  other bytes arrived than the host announced
+    ├── HostFilesMissing             409  some of a VM's host files cannot be had
+    ├── DisksNotDeleted              500  some disks of a snapshot could not be merged away
     ├── NameInvalid                  422
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
@@ -154,6 +159,26 @@ class SnapshotProtected(Conflict):
     message = "Snapshot {snapshot} is protected; nothing was changed. Take the protection off first"
 
 
+class SnapshotHasChildren(Conflict):
+    """More stands on the snapshot than this version can merge."""
+
+    code = "snapshot-has-children"
+    message = (
+        "Disk {target} of snapshot {snapshot} carries {count} files ({children}), and only one can be merged; "
+        "nothing was changed. Delete all but one of the snapshots that stand on it first"
+    )
+
+
+class SnapshotPartlyDeleted(Conflict):
+    """A deletion of the snapshot began and has not finished, so it no longer holds every disk."""
+
+    code = "snapshot-partly-deleted"
+    message = (
+        "Disk(s) {targets} of snapshot {snapshot} are gone, by a deletion that has not finished; nothing was changed. "
+        "Repeat the deletion, or revert the other disks by name"
+    )
+
+
 class BackupFileOwned(Conflict):
     """The backup file belongs to a snapshot or a VM and goes with it."""
 
@@ -175,6 +200,13 @@ class OperationNotCancellable(Conflict):
 
     code = "operation-not-cancellable"
     message = "Operation {operation} is {state} and cannot be cancelled; nothing was changed"
+
+
+class OperationCancelled(Conflict):
+    """The operation was cancelled before it changed anything."""
+
+    code = "operation-cancelled"
+    message = "Operation {operation} was cancelled; what it had begun was undone"
 
 
 class IdempotencyConflict(Conflict):
@@ -207,6 +239,47 @@ class HostTimeout(HostUnreachable):
 
     status, code = 504, "host-timeout"
     message = "Host {name} did not answer within {timeout_s} s; the work is resumed or undone when it answers again"
+
+
+class OutcomeUnknown(HostUnreachable):
+    """Commit was sent, and the host has not said how it ended."""
+
+    status, code = 504, "outcome-unknown"
+    message = (
+        "Host {name} was told to commit transaction {transaction} and has not said how it ended: {reason}. "
+        "The records are brought in line when it answers again, before any other work on this VM"
+    )
+
+
+class TransactionAborted(Error):
+    """The host undid the transaction."""
+
+    status, code = 409, "transaction-aborted"
+    message = "Host {name} undid transaction {transaction}; everything is as it was. Try again"
+
+
+class CaptureCorrupt(Error):
+    """The bytes that arrived are not those that the host announced."""
+
+    status, code = 502, "capture-corrupt"
+    message = "The {type} that arrived has SHA-256 {found}, not {expected}; it was not used and nothing was changed"
+
+
+class HostFilesMissing(Error):
+    """Some of the VM's host files cannot be had, so there is no whole set to keep."""
+
+    status, code = 409, "host-files-missing"
+    message = "The {types} of VM {vm} cannot be had: {reason}; nothing was replaced. Restore or repair it first"
+
+
+class DisksNotDeleted(Error):
+    """Some disks of the snapshot could not be merged away."""
+
+    status, code = 500, "disks-not-deleted"
+    message = (
+        "Disk(s) {targets} of snapshot {snapshot} could not be deleted: {reason}. The snapshot and its backup files "
+        "are kept; repeat the deletion to finish it"
+    )
 
 
 class NameInvalid(Error):
