@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from agent.transactions.marks import make_directories, read_mark, remove_mark, write_mark
+from agent.host.marks import make_directories, read_mark, remove_mark, write_mark
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from agent.errors import DomainBusy, DomainStarting
-from agent.transactions.marks import (
+from agent.errors import DomainBusy, DomainStarting, StorageFailed
+from agent.host import files
+from agent.host.marks import (
     boot_id,
-    fsync_directory,
+    format_mark,
     hook_lock,
     make_directories,
     process_start,
     read_mark,
     remove_mark,
-    stage_mark,
     storage,
     write_mark,
 )
@@ -54,38 +54,44 @@ class Guards:
         Raises DomainBusy where another transaction holds the guard and DomainStarting where a start has passed the
         hook. The same transaction may call again. The caller then asks libvirt whether the domain is active.
         """
-        values = {"transaction": str(transaction), "kind": kind, "since": utc_now().isoformat(), "name": name}
-        staged = stage_mark(self._guards, values)  # the fsync is slow, so it comes before the lock
+        values = {"transaction": str(transaction), "kind": kind, "since": _format(utc_now()), "name": name}
+        staged = self._staged(vm, transaction)
+        files.write_staged(staged, format_mark(values))  # the fsync is slow, so it comes before the lock
         try:
             with hook_lock(self._state_dir):
                 self._decide(vm, name, transaction, staged)
         finally:
-            with storage("remove", staged):
+            with storage("removing", staged):
                 staged.unlink(missing_ok=True)
-        fsync_directory(self._guards)
+        files.fsync_directory(self._guards)
 
     def _decide(self, vm: UUID, name: str, transaction: UUID, staged: Path) -> None:
-        held = self.get(vm)
-        if held is not None:
-            if held.transaction == transaction:
-                return
-            raise DomainBusy(name=name, kind=held.kind, transaction=held.transaction, since=held.since.isoformat())
+        self._refuse_another(vm, name, transaction)
+        if self.get(vm) is not None:
+            return
         if self.is_starting(vm):
             raise DomainStarting(name=name)
-        with storage("write", self._guards / str(vm)):
+        with storage("writing", self._guards / str(vm)):
             (self._starting / str(vm)).unlink(missing_ok=True)  # what is left here is stale
             staged.replace(self._guards / str(vm))
+
+    def _refuse_another(self, vm: UUID, name: str, transaction: UUID) -> None:
+        held = self.get(vm)
+        if held is not None and held.transaction != transaction:
+            raise DomainBusy(name=name, kind=held.kind, transaction=held.transaction, since=_format(held.since))
+
+    def _staged(self, vm: UUID, transaction: UUID) -> Path:
+        """Return the name before the rename: the same for the same transaction, so ``drop`` finds a dead one's."""
+        return files.staged_path(self._guards / str(vm), str(transaction))
 
     def drop(self, vm: UUID, transaction: UUID) -> None:
         """Let ``vm`` start again. No guard is fine; another transaction's raises DomainBusy and stays."""
         with hook_lock(self._state_dir):
-            held = self.get(vm)
-            if held is not None and held.transaction != transaction:
-                since = held.since.isoformat()
-                raise DomainBusy(name=vm, kind=held.kind, transaction=held.transaction, since=since)
-            with storage("remove", self._guards / str(vm)):
-                (self._guards / str(vm)).unlink(missing_ok=True)
-        fsync_directory(self._guards)
+            self._refuse_another(vm, str(vm), transaction)
+            for path in (self._guards / str(vm), self._staged(vm, transaction)):
+                with storage("removing", path):
+                    path.unlink(missing_ok=True)
+        files.fsync_directory(self._guards)
 
     def release(self, vm: UUID) -> Guard | None:
         """Remove whatever guard or starting mark ``vm`` has, whoever left it, and return the guard.
@@ -95,20 +101,22 @@ class Guards:
         with hook_lock(self._state_dir):
             held = self.get(vm)
             for path in (self._guards / str(vm), self._starting / str(vm)):
-                with storage("remove", path):
+                with storage("removing", path):
                     path.unlink(missing_ok=True)
-        fsync_directory(self._guards)
+        files.fsync_directory(self._guards)
         return held
 
     def get(self, vm: UUID) -> Guard | None:
         """Return the guard of ``vm``. An unreadable one is a guard of the transaction UNKNOWN."""
-        path = self._guards / str(vm)
-        values = read_mark(path)
-        return None if values is None else _guard(values, path)
+        try:
+            values = read_mark(self._guards / str(vm))
+        except StorageFailed:
+            values = {}
+        return None if values is None else _guard(values)
 
     def all(self) -> dict[UUID, Guard]:
         """Return every guard on this host by domain."""
-        with storage("list", self._guards):
+        with storage("listing", self._guards):
             names = sorted(path.name for path in self._guards.iterdir())
         found = {vm: self.get(vm) for vm in filter(None, map(_vm_of, names))}
         return {vm: guard for vm, guard in found.items() if guard is not None}
@@ -119,11 +127,12 @@ class Guards:
         if values is None or values.get("boot_id") != boot_id():
             return False  # marks are renamed into place, so an unreadable one was torn by a power cut: another boot
         pid = values.get("libvirtd_pid", "")
-        return pid.isascii() and pid.isdigit() and process_start(int(pid)) == values.get("libvirtd_start")
+        start = process_start(int(pid)) if pid.isascii() and pid.isdigit() else None
+        return start is not None and start == values.get("libvirtd_start")
 
     def accept_blank(self, vm: UUID) -> None:
         """Let the next start of ``vm`` through although a host file is missing or empty. Holds for one try."""
-        write_mark(self._accept_blank / str(vm), {"since": utc_now().isoformat()})
+        write_mark(self._accept_blank / str(vm), {"since": _format(utc_now())})
 
     def withdraw_blank(self, vm: UUID) -> None:
         """Take ``accept_blank`` back, if it was not used."""
@@ -134,7 +143,7 @@ class Guards:
         return (self._accept_blank / str(vm)).exists()
 
 
-def _guard(values: dict[str, str], path: Path) -> Guard:
+def _guard(values: dict[str, str]) -> Guard:
     try:
         return Guard(
             transaction=UUID(values["transaction"]),
@@ -142,9 +151,11 @@ def _guard(values: dict[str, str], path: Path) -> Guard:
             since=datetime.fromisoformat(values["since"]).astimezone(UTC),
         )
     except (KeyError, ValueError):
-        with storage("read", path):
-            since = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return Guard(transaction=UNKNOWN, kind="unknown", since=since)
+        return Guard(transaction=UNKNOWN, kind="unknown", since=datetime.fromtimestamp(0, UTC))
+
+
+def _format(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _vm_of(name: str) -> UUID | None:

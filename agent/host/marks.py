@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from agent.errors import HookLockHeld, StorageFailed
+from agent.host import files
 
 MARK_LIMIT_BYTES = 65_536
 #: The hook gives up after 5 s. Nobody holds the lock for longer than a rename, so either wait means a hung disk.
@@ -26,12 +26,12 @@ def storage(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise StorageFailed(action=action, path=path, reason=err.strerror or str(err)) from err
+        raise StorageFailed(action=action, path=str(path), reason=err.strerror or str(err)) from err
 
 
 def make_directories(state_dir: Path, *names: str) -> None:
     """Make the state directory and these directories below it, for root only, where they are missing."""
-    with storage("create", state_dir):
+    with storage("creating", state_dir):
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in names:
             (state_dir / name).mkdir(mode=0o700, exist_ok=True)
@@ -53,57 +53,37 @@ def process_start(pid: int) -> str | None:
     return fields[19]
 
 
-def read_mark(path: Path) -> dict[str, str] | None:
-    """Return a mark's values, or None where there is no such file. Lines without ``=`` are passed over."""
-    with storage("read", path):
-        try:
-            with path.open("rb") as file:
-                data = file.read(MARK_LIMIT_BYTES)
-        except FileNotFoundError:
-            return None
+def parse_mark(data: bytes) -> dict[str, str]:
+    """Return the values of a mark's lines. A line without ``=`` is passed over; bad UTF-8 becomes U+FFFD."""
     lines = data.decode(errors="replace").split("\n")
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def stage_mark(directory: Path, values: Mapping[str, str]) -> Path:
-    """Write a mark under a name of its own in ``directory``, fsynced and 0600; the caller renames or unlinks it."""
-    text = "".join(f"{key}={' '.join(value.split(chr(10)))}\n" for key, value in values.items())
-    staged = directory / f".{uuid4()}"
-    with storage("write", staged):
+def format_mark(values: Mapping[str, str]) -> bytes:
+    """Return the lines of a mark; a newline in a value becomes a space."""
+    return "".join(f"{key}={value}".replace("\n", " ") + "\n" for key, value in values.items()).encode()
+
+
+def read_mark(path: Path) -> dict[str, str] | None:
+    """Return a mark's values, or None where there is no such file."""
+    with storage("reading", path):
         try:
-            with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            staged.unlink(missing_ok=True)
-            raise
-    return staged
+            with path.open("rb") as file:
+                return parse_mark(file.read(MARK_LIMIT_BYTES))
+        except FileNotFoundError:
+            return None
 
 
 def write_mark(path: Path, values: Mapping[str, str]) -> None:
     """Put a whole mark at ``path``; it is there after a power cut once this returns."""
-    staged = stage_mark(path.parent, values)
-    with storage("write", path):
-        staged.replace(path)
-    fsync_directory(path.parent)
+    files.write_atomic(path, format_mark(values), token="agent")  # noqa: S106 - a part of a file's name, no secret
 
 
 def remove_mark(path: Path) -> None:
     """Take a mark away, if there is one."""
-    with storage("remove", path):
+    with storage("removing", path):
         path.unlink(missing_ok=True)
-    fsync_directory(path.parent)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make renames and removals in ``directory`` survive a power cut."""
-    with storage("fsync", directory):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    files.fsync_directory(path.parent)
 
 
 @contextmanager
@@ -113,13 +93,13 @@ def hook_lock(state_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[No
     Only a decision and a rename happen under it: while the agent holds it, ``virsh start`` waits.
     """
     path = state_dir / "hook.lock"
-    with storage("open", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with storage("opening", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + timeout_s
         while not _try_lock(descriptor, path):
             if time.monotonic() >= deadline:
-                raise HookLockHeld(path=path, timeout_s=timeout_s)
+                raise HookLockHeld(path=str(path), timeout_s=timeout_s)
             time.sleep(LOCK_RETRY_S)
         yield
     finally:
@@ -127,7 +107,7 @@ def hook_lock(state_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[No
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
-    with storage("lock", path):
+    with storage("locking", path):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
