@@ -1,0 +1,196 @@
+"""``coldframe snapshot``: take, look at, go back to and delete."""
+
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from agent.wire.fleet import Vm
+from agent.wire.operation import Operation
+from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
+from agent.wire.transaction import HostFilesPolicy
+from controller.cli.client import path
+from controller.cli.lookup import snapshot_uuid
+from controller.cli.session import Session, command
+from controller.cli.text import facts, print_lines, printable, size, table, when
+from controller.cli.tree import draw
+from controller.cli.vm import VmArgument
+from controller.cli.waiting import result_id, settle
+
+app = typer.Typer(help="Whole snapshots: disks, NVRAM and TPM.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(help="UUID, the beginning of it, or VM/NAME.", metavar="ID")]
+
+
+@command(app, "create")
+def create(  # noqa: PLR0917 - one parameter for each option of the command
+    session: Session,
+    vm: VmArgument,
+    name: Annotated[str | None, typer.Argument(help="A name; the time is the default.", metavar="NAME")] = None,
+    description: Annotated[str, typer.Option(help="Free text.", metavar="TEXT")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="A label; may be repeated.", metavar="KEY=VALUE")] = None,
+    host_files: Annotated[
+        HostFilesPolicy, typer.Option(help="Whether NVRAM and TPM must, should or need not be held.")
+    ] = "required",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A disk to leave out; may be repeated.", metavar="TARGET")
+    ] = None,
+) -> None:
+    """Take a snapshot of a VM that is shut off."""
+    uuid = uuid4()
+    body = CreateSnapshot(
+        name=name,
+        description=description,
+        labels=_labels(label or []),
+        host_files=host_files,
+        exclude=exclude or [],
+        uuid=uuid,
+    )
+    answer = session.client.change("POST", path("vms", vm, "snapshots"), Operation, body, key=str(uuid))
+
+    def show_made(ended: Operation) -> None:
+        made = session.client.get(path("snapshots", result_id(ended, "snapshot")), Snapshot)
+        session.show(made, lambda: _tell_made(session, made))
+
+    settle(session, answer, show_made)
+
+
+@command(app, "list")
+def list_(
+    session: Session, vm: Annotated[str | None, typer.Argument(help="Only this VM's.", metavar="VM")] = None
+) -> None:
+    """List snapshots, of one VM or of all."""
+    found = session.client.items(path("vms", vm, "snapshots") if vm else path("snapshots"), Snapshot)
+    rows = [
+        (
+            "*" if one.current else " ",
+            one.name,
+            one.vm_name,
+            one.uuid,
+            when(one.created_at),
+            one.state,
+            one.host_files.state,
+            len(one.volumes),
+        )
+        for one in found
+    ]
+    headings = (" ", "NAME", "VM", "UUID", "CREATED", "STATE", "HOST FILES", "DISKS")
+    session.show(found, lambda: table(session.out, headings, rows))
+
+
+@command(app, "tree")
+def tree(session: Session, vm: VmArgument) -> None:
+    """Draw a VM's snapshots as a tree, with what each holds and where the VM stands."""
+    found = session.client.items(path("vms", vm, "snapshots"), Snapshot)
+    session.show(found, lambda: print_lines(session.out, draw(session.client.get(path("vms", vm), Vm), found)))
+
+
+@command(app, "show")
+def show(session: Session, id: Id) -> None:
+    """Show one snapshot."""
+    found = session.client.get(path("snapshots", str(snapshot_uuid(session.client, id))), Snapshot)
+    session.show(found, lambda: _print(session, found))
+
+
+@command(app, "revert")
+def revert(
+    session: Session,
+    id: Id,
+    undo_point: Annotated[
+        bool, typer.Option("--undo-point/--no-undo-point", help="Keep the present state as an automatic snapshot.")
+    ] = True,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(help="Revert this disk alone and leave host files; may be repeated.", metavar="TARGET"),
+    ] = None,
+) -> None:
+    """Put a VM that is shut off back to a snapshot."""
+    uuid = str(snapshot_uuid(session.client, id))
+    body = RevertSnapshot(undo_point=undo_point, volumes=volume or None)
+    answer = session.client.change("POST", path("snapshots", uuid, "revert"), Operation, body, key=str(uuid4()))
+
+    def tell(ended: Operation) -> None:
+        session.out.print(f"Reverted to snapshot {uuid}")
+        undo = ended.result.get("undo_point")
+        if undo:
+            session.out.print(f"The state before is kept; to go back to it: coldframe snapshot revert {undo}")
+
+    settle(session, answer, lambda ended: session.show(ended, lambda: tell(ended)))
+
+
+@command(app, "ungroup")
+def ungroup(session: Session, id: Id) -> None:
+    """Give up a snapshot's host files; its frozen disks stay."""
+    uuid = snapshot_uuid(session.client, id)
+    answer = session.client.act("POST", path("snapshots", str(uuid), "ungroup"))
+
+    def tell() -> None:
+        after = session.client.get(path("snapshots", str(uuid)), Snapshot)
+        session.show(
+            after, lambda: session.out.print(f"Snapshot {uuid} is ungrouped: its disks stay, its host files are gone")
+        )
+
+    if answer is None:
+        tell()
+    else:
+        settle(session, answer, lambda _ended: tell())
+
+
+@command(app, "delete")
+def delete(session: Session, id: Id) -> None:
+    """Delete a snapshot: merge its disks away, then drop its host files."""
+    uuid = snapshot_uuid(session.client, id)
+    answer = session.client.change("DELETE", path("snapshots", str(uuid)), Operation)
+    settle(
+        session,
+        answer,
+        lambda ended: session.show(ended, lambda: session.out.print(f"Snapshot {uuid} is deleted")),
+    )
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{one!r} is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
+def _tell_made(session: Session, made: Snapshot) -> None:
+    files = made.host_files
+    held = [one for one in files.expected if one not in files.missing and files.state != "none"]
+    parts = ", ".join([*(one.target for one in made.volumes), *held])
+    session.out.print(f"Snapshot {printable(made.name)} ({made.uuid}) of {printable(made.vm_name)} holds {parts}")
+    if files.state != "complete":
+        session.out.print(f"Its host files are {files.state}: {printable(files.reason)}")
+    if made.excluded:
+        session.out.print(f"Left out: {' '.join(map(printable, made.excluded))}")
+
+
+def _print(session: Session, one: Snapshot) -> None:
+    files = one.host_files
+    facts(
+        session.out,
+        [
+            ("name", one.name),
+            ("uuid", one.uuid),
+            ("vm", f"{one.vm_name} ({one.vm})"),
+            ("created", when(one.created_at)),
+            ("state", one.state),
+            ("parent", one.parent),
+            ("current", "yes" if one.current else "no"),
+            ("automatic", "yes" if one.automatic else "no"),
+            ("protected", "yes" if one.protected else "no"),
+            ("description", one.description),
+            ("labels", " ".join(f"{key}={value}" for key, value in sorted(one.labels.items()))),
+            ("host files", f"{files.state}; expected {' '.join(files.expected) or 'none'}"),
+            *([("missing", f"{' '.join(files.missing)}: {files.reason}")] if files.missing else []),
+            ("backup files", " ".join(map(str, one.backup_files))),
+            ("excluded", " ".join(one.excluded)),
+        ],
+    )
+    session.out.print()
+    rows = [(v.target, v.host, size(v.virtual_size_bytes), size(v.allocated_bytes), v.path) for v in one.volumes]
+    table(session.out, ("DISK", "HOST", "SIZE", "ALLOCATED", "FROZEN FILE"), rows)
