@@ -14,7 +14,10 @@ class HostEvent(Answer, kw_only=True, frozen=True):
 
     Types: ``vm.starting vm.started vm.stopped vm.start-refused`` (hook, or libvirt while the hook is not in
     force), ``vm.defined vm.undefined vm.renamed`` (libvirt), ``host.address host.link`` (network),
-    ``transaction.ended`` (agent).
+    ``transaction.ended spool.rejected`` (agent; the latter: a file in the spool that is not a note of the hook).
+
+    ``data`` of a hook's event: ``boot_id``, and ``reason``: why a start was refused, or how the domain stopped
+    (libvirt's word, or ``start-failed`` where it never came to run).
     """
 
     seq: int
