@@ -35,6 +35,7 @@
 from agent.web import errors as web_errors
 from agent.web.errors import Error
 from agent.wire.problem import Problem
+from agent.wire.problem import Problem
 
 #: 412: the thing was changed since the version that the caller saw. Both daemons raise it.
 PreconditionFailed = web_errors.PreconditionFailed

@@ -1,0 +1,37 @@
+"""Which image files stand on another one, told by their headers. QEMU is not asked."""
+
+import os
+from pathlib import Path
+
+from agent.errors import StorageFailed
+from agent.host import files, qcow2
+
+
+def backing_of(path: Path) -> Path | None:
+    """Return the resolved file that an image stands on; None for a root, and for what is no qcow2 image."""
+    try:
+        descriptor = files.open_regular(path)
+    except OSError:
+        return None
+    try:
+        header = qcow2.read_header_from(descriptor)
+    except qcow2.Qcow2Error:
+        return None
+    finally:
+        os.close(descriptor)
+    # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
+    return Path(os.path.realpath(path.parent / header.backing)) if header.backing else None
+
+
+def standing_on(path: Path) -> list[Path]:
+    """Find the images in the same directory that stand on ``path``: an administrator's own overlay among them.
+
+    A file elsewhere is not found; the caller adds the chains that it knows. Raises StorageFailed where the directory
+    cannot be read.
+    """
+    resolved = Path(os.path.realpath(path))
+    try:
+        beside = [Path(entry.path) for entry in os.scandir(resolved.parent) if entry.is_file(follow_symlinks=False)]
+    except OSError as err:
+        raise StorageFailed(action="list", path=str(resolved.parent), reason=err.strerror or str(err)) from err
+    return sorted(other for other in beside if other != resolved and backing_of(other) == resolved)

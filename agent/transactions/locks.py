@@ -1,0 +1,56 @@
+"""The second guard: QEMU's own image locks and swtpm's state lock, held while a transaction works.
+
+The hook fails open where it was deleted or cannot run; these locks are what a plain ``virsh start`` meets then. They
+vanish with the agent, and a new agent takes them again in recovery.
+"""
+
+import contextlib
+from pathlib import Path
+
+from agent.errors import DomainBusy, ImageInUse
+from agent.host.image_locks import ImageLock
+from agent.host.tpm import StateLock
+from agent.web.errors import Error
+
+
+class HeldLocks:
+    """All locks of one transaction. Methods block for microseconds."""
+
+    def __init__(self) -> None:
+        self._images: dict[Path, ImageLock] = {}
+        self._states: dict[Path, StateLock] = {}
+
+    def take_image(self, target: str, path: Path) -> None:
+        """Keep QEMU from writing to an image; ImageInUse where somebody does already."""
+        if path not in self._images:
+            self._images[path] = ImageLock.take(target, path)
+
+    def release_image(self, path: Path) -> bool:
+        """Let go of one image, and tell whether it was held."""
+        lock = self._images.pop(path, None)
+        if lock is not None:
+            lock.release()
+        return lock is not None
+
+    def take_tpm(self, directory: Path) -> None:
+        """Keep swtpm from opening a TPM state; a directory without one needs no lock."""
+        if directory not in self._states:
+            self._states[directory] = StateLock.take(directory)
+
+    def retake(self, images: dict[str, Path], states: list[Path]) -> None:
+        """Take again, after a restart, what can be taken: the guard holds in any case."""
+        for target, path in images.items():
+            with contextlib.suppress(ImageInUse, Error):
+                self.take_image(target, path)
+        for directory in states:
+            with contextlib.suppress(DomainBusy, Error):
+                self.take_tpm(directory)
+
+    def release(self) -> None:
+        """Let go of everything."""
+        for image in self._images.values():
+            image.release()
+        for state in self._states.values():
+            state.release()
+        self._images.clear()
+        self._states.clear()

@@ -1,0 +1,324 @@
+"""The transactions of one host: begun once per id, committed or aborted, leased, and recovered after a crash."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from agent.errors import (
+    AgentRestarted,
+    DomainBusy,
+    DomainRunning,
+    HostFileNotFound,
+    HostFileTooLarge,
+    HypervisorUnavailable,
+    LeaseExpired,
+    PreconditionFailed,
+    Recorded,
+    Released,
+    TransactionEnded,
+    TransactionMismatch,
+    TransactionNotFound,
+)
+from agent.host.event_log import EventLog
+from agent.host.hypervisor import Hypervisor
+from agent.host.inventory import Inventory
+from agent.transactions.guard import Guards
+from agent.transactions.journal import AnyRequest, Entry, Journal
+from agent.transactions.model import HostFileRequest
+from agent.transactions.running import Running, Tools
+from agent.transactions.survey import Limits, staging_dir
+from agent.web.errors import Error
+from agent.wire.base import utc_now
+from agent.wire.host_file import FORMATS, HostFile, HostFileType
+from agent.wire.transaction import (
+    DEFAULT_LEASE_S,
+    ENDED,
+    DeleteRequest,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+    TransactionRequest,
+)
+
+log = logging.getLogger(__name__)
+
+#: How often leases are looked at and held-up work is tried again.
+TICK_S = 1.0
+
+
+KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "host-file"]] = {
+    SnapshotRequest: "snapshot",
+    RevertRequest: "revert",
+    DeleteRequest: "delete",
+    HostFileRequest: "host-file",
+}
+
+
+def no_checkpoint(name: str) -> None:
+    """Go on: only tests stop the world at a checkpoint."""
+
+
+class Manager:
+    """All transactions of this agent; one at a time for each domain."""
+
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        inventory: Inventory,
+        guards: Guards,
+        events: EventLog,
+        limits: Limits,
+        checkpoint: Callable[[str], None] = no_checkpoint,
+    ) -> None:
+        directory = limits.state_dir / "journal"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (limits.state_dir / "transactions").mkdir(mode=0o700, exist_ok=True)
+        self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
+        self._events = events
+        self._known: dict[UUID, Running] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def recover(self) -> None:
+        """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
+        await asyncio.to_thread(self._tools.journal.prune, self._tools.limits.outcome_retention_s)
+        for entry in await asyncio.to_thread(lambda: list(self._tools.journal.entries())):
+            running = Running(self._tools, entry)
+            self._known[entry.transaction.id] = running
+            if entry.ended:
+                await asyncio.to_thread(running.let_go)  # it may have died before its guard was dropped
+            else:
+                await self._recover(running, entry)
+
+    async def _recover(self, running: Running, entry: Entry) -> None:
+        async with running.lock:
+            try:
+                await running.resume()
+                if entry.rollback or not entry.commit:
+                    await running.undo(entry.rollback or AgentRestarted(id=running.transaction.id).problem())
+                elif await running.was_overtaken():
+                    await running.roll_back(DomainRunning(name=running.name).problem())
+                else:
+                    await running.finish()
+            except Error as err:
+                log.warning("recovery-waits transaction=%s reason=%s", running.transaction.id, err)
+            await self._told(running)
+
+    async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
+        """Begin a transaction and answer when it is prepared; the same id and request answer the same again."""
+        known = self._known.get(id_)
+        if known is not None:
+            if known.request != request:
+                raise TransactionMismatch(id=id_)
+            async with known.lock:
+                return _outcome(known)
+        running = self._begin(id_, request)
+        await self._own(self._prepare(running, request.lease_s))
+        return running.transaction
+
+    def _begin(self, id_: UUID, request: AnyRequest) -> Running:
+        for other in self._known.values():
+            if other.request.vm == request.vm and other.transaction.state not in ENDED:
+                seen = other.transaction
+                raise DomainBusy(
+                    name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
+                )
+        transaction = Transaction(
+            id=id_,
+            kind=KINDS[type(request)],
+            vm=request.vm,
+            state="preparing",
+            started_at=utc_now(),
+            snapshot=getattr(request, "snapshot", None),
+        )
+        running = Running(self._tools, Entry(request=request, transaction=transaction))
+        self._known[id_] = running
+        return running
+
+    async def _prepare(self, running: Running, lease_s: float) -> None:
+        async with running.lock:
+            try:
+                await running.prepare(lease_s)
+            except Error:
+                if running.transaction.state == "preparing":  # not even the journal could be written
+                    del self._known[running.transaction.id]
+                raise
+            finally:
+                await self._told(running)
+
+    def get(self, id_: UUID) -> Transaction:
+        """Return a transaction, ended ones included; TransactionNotFound after the retention."""
+        return self._running(id_).transaction
+
+    def all(self) -> list[Transaction]:
+        """Return every transaction, oldest first."""
+        return sorted((known.transaction for known in self._known.values()), key=lambda item: item.started_at)
+
+    async def upload(self, id_: UUID, type_: HostFileType, chunks: AsyncIterator[bytes]) -> Transaction:
+        """Stage one host file of a revert. Raises HostFileTooLarge as soon as it is, HashMismatch at the end."""
+        running = self._running(id_)
+        data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        async with running.lock:
+            _require_prepared(running)
+            await running.receive(type_, data)
+            return running.transaction
+
+    def captured(self, id_: UUID, type_: HostFileType) -> Path:
+        """Return the file that holds a captured host file, in its wire format, until the transaction ends."""
+        running = self._running(id_)
+        if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
+            raise HostFileNotFound(name=running.name, type=type_)
+        return staging_dir(self._tools.limits, id_) / type_
+
+    async def commit(self, id_: UUID) -> Transaction:
+        """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
+        running = self._running(id_)
+        async with running.lock:
+            if running.transaction.state in ("committing", "committed"):
+                return running.transaction
+            _require_prepared(running)
+            await running.commit()
+        work = self._finish(running)
+        if isinstance(running.request, DeleteRequest):
+            self._spawn(work)
+        else:
+            await self._own(work)
+        return running.transaction
+
+    async def _finish(self, running: Running) -> None:
+        async with running.lock:
+            try:
+                if running.transaction.state == "committing":
+                    await running.finish()
+            except HypervisorUnavailable as err:
+                log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
+            finally:
+                await self._told(running)
+
+    async def abort(self, id_: UUID) -> Transaction:
+        """Undo a transaction that is not committed; an aborted one answers the same."""
+        running = self._running(id_)
+        if running.transaction.state not in ENDED:
+            await self._own(self._abort(running, Released(id=id_)))
+        if running.transaction.state == "committed":
+            raise TransactionEnded(id=id_, state="committed")
+        return running.transaction
+
+    async def _abort(self, running: Running, reason: Error) -> None:
+        async with running.lock:
+            if running.transaction.state in ("prepared", "aborting"):
+                await running.undo(running.transaction.error or reason.problem())
+                await self._told(running)
+            elif running.transaction.state == "committing":
+                raise TransactionEnded(id=running.transaction.id, state="committing")
+
+    async def renew(self, id_: UUID, lease_s: float = DEFAULT_LEASE_S) -> Transaction:
+        """Count the lease of a prepared transaction anew."""
+        running = self._running(id_)
+        async with running.lock:
+            _require_prepared(running)
+            running.extend_lease(lease_s)
+            return running.transaction
+
+    async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
+        """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
+        request = HostFileRequest(
+            vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        )
+        running = self._begin(uuid4(), request)
+        await self._own(self._write(running, type_, data, if_match))
+        found, _ = await self._tools.inventory.read_host_file(vm, type_)
+        return found
+
+    async def _write(self, running: Running, type_: HostFileType, data: bytes, if_match: str | None) -> None:
+        await self._prepare(running, DEFAULT_LEASE_S)
+        try:
+            await self._check_version(running, type_, if_match)
+            async with running.lock:
+                await running.receive(type_, data)
+                await running.commit()
+        except Error as err:
+            await self._abort(running, err)
+            raise
+        await self._finish(running)
+
+    async def _check_version(self, running: Running, type_: HostFileType, if_match: str | None) -> None:
+        found = await self._tools.inventory.host_files(running.request.vm)
+        present = {item.type: item.sha256 for item in found.items}.get(type_, "nothing")
+        if if_match not in (None, present):
+            raise PreconditionFailed(what=f"the {type_}", found=present, expected=if_match)
+
+    async def watch(self) -> None:
+        """Abort transactions whose lease ran out, and try again what is held up; runs until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.tick()
+
+    async def tick(self) -> None:
+        """Look once at every transaction that has not ended."""
+        for running in list(self._known.values()):
+            state = running.transaction.state
+            if state == "prepared" and time.monotonic() >= running.lease_until:
+                await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+            elif running.stuck and state == "committing":
+                await self._own(self._finish(running))
+            elif running.stuck and state == "aborting":
+                await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+
+    async def release(self, vm: UUID) -> Transaction | None:
+        """Undo what holds a domain, for an operator. A guard without a transaction is dropped."""
+        for running in self._known.values():
+            if running.request.vm == vm and running.transaction.state not in ENDED:
+                return await self.abort(running.transaction.id)
+        await asyncio.to_thread(self._tools.guards.release, vm)
+        return None
+
+    def _running(self, id_: UUID) -> Running:
+        if id_ not in self._known:
+            raise TransactionNotFound(id=id_)
+        return self._known[id_]
+
+    async def _told(self, running: Running) -> None:
+        """Log the end of a transaction as an event."""
+        seen = running.transaction
+        if seen.state in ENDED:
+            data = {"transaction": str(seen.id), "kind": seen.kind, "state": seen.state}
+            await asyncio.to_thread(self._events.append, "transaction.ended", "agent", seen.vm, running.name, data)
+
+    async def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for work that goes on even if the client that asked for it goes away."""
+        await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _outcome(running: Running) -> Transaction:
+    if running.transaction.state == "aborted" and running.transaction.error is not None:
+        raise Recorded(running.transaction.error)
+    return running.transaction
+
+
+def _require_prepared(running: Running) -> None:
+    if running.transaction.state != "prepared":
+        _outcome(running)
+        raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)
+
+
+async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit_bytes:
+            raise HostFileTooLarge(type=type_, limit_bytes=limit_bytes)
+        parts.append(chunk)
+    return b"".join(parts)

@@ -1,0 +1,228 @@
+"""What a plan is made of: steps, the plan, and the facts that it is made from. Nothing here touches anything.
+
+A plan has four parts, run in this order:
+
+``stage``    before commit; every step makes something new under a name that carries the transaction's id
+``receive``  before commit; the host files that the controller uploads, each to its staged name
+``switch``   after the journal's commit record; redone after a crash, undone when a step fails
+``clean``    after the switch; removes what nobody needs any more
+
+The steps of one inner list do not depend on each other and may run side by side.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, MissingHostFile
+from agent.wire.vm import Disk, Image
+
+
+class HostFileRequest(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="host-file"):
+    """The agent's own request to replace one host file; it never crosses the wire."""
+
+    vm: UUID
+    type: HostFileType
+    format: HostFileFormat
+    size_bytes: int
+    sha256: str
+
+
+class Step(msgspec.Struct, kw_only=True, frozen=True):
+    """One thing to do. Every step can be done twice and undone twice with the effect of once."""
+
+    @property
+    def name(self) -> str:
+        """Say what the step does, for people and for tests that kill the agent at it."""
+        raise AssertionError(f"{type(self).__name__} has no name")
+
+
+class CreateOverlay(Step, kw_only=True, frozen=True, tag="create-overlay"):
+    """Create an empty qcow2 overlay ``path`` on ``backing``, owned like ``like``."""
+
+    target: str
+    path: str
+    backing: str
+    backing_format: str
+    size_bytes: int
+    like: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"create-overlay {self.target}"
+
+
+class CaptureHostFile(Step, kw_only=True, frozen=True, tag="capture-host-file"):
+    """Copy a present host file to ``staged`` for the controller to fetch."""
+
+    type: HostFileType
+    staged: str
+
+    @property
+    def name(self) -> str:
+        """Name the type."""
+        return f"capture {self.type}"
+
+
+class ReceiveHostFile(Step, kw_only=True, frozen=True, tag="receive-host-file"):
+    """Write an uploaded host file to ``staged``, beside ``path``, owned like what it will replace."""
+
+    type: HostFileType
+    format: HostFileFormat
+    path: str
+    staged: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name the type."""
+        return f"receive {self.type}"
+
+
+class SwapHostFile(Step, kw_only=True, frozen=True, tag="swap-host-file"):
+    """Exchange ``staged`` (whose bytes hash to ``sha256``) with what is at ``path``, if anything is."""
+
+    type: HostFileType
+    path: str
+    staged: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name the type."""
+        return f"swap {self.type}"
+
+
+class SetAsideHostFile(Step, kw_only=True, frozen=True, tag="set-aside-host-file"):
+    """Move a host file that the VM did not have at the snapshot out of libvirt's sight, to ``staged``."""
+
+    type: HostFileType
+    path: str
+    staged: str
+
+    @property
+    def name(self) -> str:
+        """Name the type."""
+        return f"set-aside {self.type}"
+
+
+class SwitchDisks(Step, kw_only=True, frozen=True, tag="switch-disks"):
+    """Point the domain's disks from their old to their new top files: the one switch for all disks at once."""
+
+    vm: UUID
+    sources: dict[str, tuple[str, str]]
+
+    @property
+    def name(self) -> str:
+        """Name the disks."""
+        return f"switch-disks {' '.join(sorted(self.sources))}"
+
+
+class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
+    """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing)."""
+
+    target: str
+    frozen: str
+    child: str
+    backing: str | None
+    backing_format: str | None
+    allocated_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"rebase {self.target}"
+
+
+class RemoveFile(Step, kw_only=True, frozen=True, tag="remove-file"):
+    """Remove a file or a directory that nothing refers to any more; ``target`` where it was a disk's."""
+
+    what: str
+    path: str
+    target: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name what is removed."""
+        return f"remove {self.what}"
+
+
+AnyStep = (
+    CreateOverlay
+    | CaptureHostFile
+    | ReceiveHostFile
+    | SwapHostFile
+    | SetAsideHostFile
+    | SwitchDisks
+    | RebaseChild
+    | RemoveFile
+)
+
+
+class Plan(msgspec.Struct, kw_only=True, frozen=True):
+    """The steps of one transaction; see the module's docstring for when each part runs."""
+
+    stage: list[list[AnyStep]] = []
+    receive: list[ReceiveHostFile] = []
+    switch: list[list[AnyStep]] = []
+    clean: list[list[AnyStep]] = []
+    excluded: list[str] = []
+    missing: list[MissingHostFile] = []
+    kept: list[HostFileType] = []
+
+    def names(self) -> list[str]:
+        """List the names of all steps in the order in which they run."""
+        steps: list[AnyStep] = [*flat(self.stage), *self.receive, *flat(self.switch), *flat(self.clean)]
+        return [step.name for step in steps]
+
+
+def flat(groups: Iterable[Sequence[AnyStep]]) -> list[AnyStep]:
+    """List the steps of several groups in order."""
+    return [step for group in groups for step in group]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the planner is told about one domain and its host.
+
+    ``disks`` hold their chains, or a ``problem``. ``host_file_paths`` says where each type that the domain is
+    configured to have lives (whether it exists or not); ``present`` are sound, ``missing`` are not.
+    ``frozen`` gives the chain of each frozen file that a revert names. ``staging`` is the directory for captured
+    host files. ``free_bytes`` maps a directory to what is free on its file system, ``device`` to which one it is;
+    ``overlay_bytes`` maps a backing file to what a new overlay on it takes.
+    """
+
+    transaction: UUID
+    name: str
+    disks: list[Disk]
+    staging: Path
+    host_file_paths: dict[HostFileType, Path] = field(default_factory=dict)
+    present: list[HostFile] = field(default_factory=list)
+    missing: list[MissingHostFile] = field(default_factory=list)
+    frozen: dict[str, list[Image]] = field(default_factory=dict)
+    free_bytes: dict[Path, int] = field(default_factory=dict)
+    device: dict[Path, int] = field(default_factory=dict)
+    overlay_bytes: dict[str, int] = field(default_factory=dict)
+    reserve_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """What the planner is told about one frozen file that is to be merged away.
+
+    ``frozen`` is None when the file is gone already. ``children`` are the images that the controller named, by
+    path (None: that file is gone). ``dependents`` are all files found standing on it: beside it on disk, and in the
+    chains of the domain. ``is_top``: the domain itself writes to it.
+    """
+
+    target: str
+    path: str
+    frozen: Image | None
+    children: dict[str, Image | None]
+    dependents: list[str]
+    is_top: bool

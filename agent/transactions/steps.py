@@ -1,0 +1,271 @@
+"""How each step is done and undone. Both may be repeated: after a crash nobody knows how far the last try came."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+from pathlib import Path
+from uuid import UUID
+
+from agent.errors import DomainNotFound, HashMismatch, HostFileDamaged, HostFileMissing
+from agent.host import dependents, files, nvram, qemu_img, tpm
+from agent.host.domain_xml import parse, replace_sources
+from agent.host.hypervisor import Hypervisor
+from agent.host.inventory import Inventory
+from agent.transactions.locks import HeldLocks
+from agent.transactions.model import (
+    CaptureHostFile,
+    CreateOverlay,
+    RebaseChild,
+    ReceiveHostFile,
+    RemoveFile,
+    SetAsideHostFile,
+    Step,
+    SwapHostFile,
+    SwitchDisks,
+)
+from agent.wire.host_file import HostFile, HostFileType
+
+
+@dataclass
+class Work:
+    """What the steps of one transaction work with, and what they leave behind.
+
+    ``captured`` are the host files that were copied; ``on_bytes(step name, bytes done)`` hears of long copying.
+    """
+
+    vm: UUID
+    name: str
+    hypervisor: Hypervisor
+    inventory: Inventory
+    locks: HeldLocks
+    nvram_dir: Path
+    swtpm_dir: Path
+    host_file_limit_bytes: int
+    on_bytes: Callable[[str, int], None]
+    captured: list[HostFile] = field(default_factory=list)
+
+
+@singledispatch
+async def do(step: Step, work: Work) -> None:
+    """Do a step, or what is left of it."""
+    raise AssertionError(f"nobody knows how to do {type(step).__name__}")
+
+
+@singledispatch
+async def undo(step: Step, work: Work) -> None:
+    """Undo a step, or what was done of it."""
+    raise AssertionError(f"nobody knows how to undo {type(step).__name__}")
+
+
+@do.register
+async def _(step: CreateOverlay, work: Work) -> None:
+    path = Path(step.path)
+    await qemu_img.create_overlay(path, Path(step.backing), step.backing_format, step.size_bytes)
+    await asyncio.to_thread(_make_private, Path(step.like), path)
+    await asyncio.to_thread(work.locks.take_image, step.target, path)
+
+
+@undo.register
+async def _(step: CreateOverlay, work: Work) -> None:
+    work.locks.release_image(Path(step.path))
+    await asyncio.to_thread(files.remove_tree, Path(step.path))
+
+
+@do.register
+async def _(step: CaptureHostFile, work: Work) -> None:
+    facts, data = await work.inventory.read_host_file(work.vm, step.type)
+    staged = Path(step.staged)
+    await asyncio.to_thread(_write_captured, staged, data)
+    work.captured.append(facts)
+
+
+@undo.register
+async def _(step: CaptureHostFile, work: Work) -> None:
+    del work
+    await asyncio.to_thread(files.remove_tree, Path(step.staged))
+
+
+async def receive(step: ReceiveHostFile, data: bytes, work: Work) -> None:
+    """Check an uploaded host file and stage it beside what it will replace.
+
+    Raises HashMismatch, HostFileDamaged or ArchiveRefused; then nothing is left of it.
+    """
+    found = hashlib.sha256(data).hexdigest()
+    if found != step.sha256:
+        raise HashMismatch(type=step.type, found=found, expected=step.sha256)
+    if step.type == "nvram":
+        nvram.check(data, Path(step.path), work.name)
+        await asyncio.to_thread(_stage_nvram, step, data)
+    else:
+        await asyncio.to_thread(_stage_tpm, step, data, work.name)
+
+
+@do.register
+async def _(step: ReceiveHostFile, work: Work) -> None:
+    if not await asyncio.to_thread(Path(step.staged).exists):
+        raise HostFileMissing(name=work.name, type=step.type, path=step.staged, reason="it was not uploaded")
+
+
+@undo.register
+async def _(step: ReceiveHostFile, work: Work) -> None:
+    del work
+    await asyncio.to_thread(files.remove_tree, Path(step.staged))
+
+
+@do.register
+async def _(step: SwapHostFile, work: Work) -> None:
+    await asyncio.to_thread(_swap_in, step, work)
+
+
+@undo.register
+async def _(step: SwapHostFile, work: Work) -> None:
+    await asyncio.to_thread(_swap_out, step, work)
+
+
+@do.register
+async def _(step: SetAsideHostFile, work: Work) -> None:
+    del work
+    await asyncio.to_thread(_move, Path(step.path), Path(step.staged))
+
+
+@undo.register
+async def _(step: SetAsideHostFile, work: Work) -> None:
+    del work
+    await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
+
+
+@do.register
+async def _(step: SwitchDisks, work: Work) -> None:
+    await _switch(work, step.sources)
+
+
+@undo.register
+async def _(step: SwitchDisks, work: Work) -> None:
+    await _switch_back(work, step.sources)
+
+
+@do.register
+async def _(step: RebaseChild, work: Work) -> None:
+    child = Path(step.child)
+    if await asyncio.to_thread(dependents.backing_of, child) == Path(step.frozen):
+        held = work.locks.release_image(child)
+        await qemu_img.rebase(
+            child,
+            Path(step.backing) if step.backing else None,
+            step.backing_format or "qcow2",
+            lambda percent: work.on_bytes(step.name, int(step.allocated_bytes * percent / 100)),
+        )
+        if held:
+            await asyncio.to_thread(work.locks.take_image, step.target, child)
+    work.on_bytes(step.name, step.allocated_bytes)
+
+
+@do.register
+async def _(step: RemoveFile, work: Work) -> None:
+    work.locks.release_image(Path(step.path))
+    await asyncio.to_thread(files.remove_tree, Path(step.path))
+
+
+@undo.register
+async def _(step: RebaseChild, work: Work) -> None:
+    """What was merged stays merged: the guest reads the same bytes either way."""
+
+
+@undo.register
+async def _(step: RemoveFile, work: Work) -> None:
+    """What nothing referred to stays gone."""
+
+
+async def _sources(work: Work) -> tuple[str, dict[str, str]]:
+    xml = await work.hypervisor.inactive_xml(work.vm, secure=True)
+    domain = parse(xml, work.nvram_dir, work.swtpm_dir)
+    return xml, {disk.target: str(disk.path) for disk in domain.disks}
+
+
+async def _switch(work: Work, sources: Mapping[str, tuple[str, str]]) -> None:
+    """Define the domain on its new tops. Raises DiskMoved where a disk stands on neither the old nor the new one."""
+    xml, present = await _sources(work)
+    left = {target: pair for target, pair in sources.items() if present.get(target) != pair[1]}
+    if left:
+        await work.hypervisor.define(replace_sources(xml, _as_paths(left)))
+
+
+async def _switch_back(work: Work, sources: Mapping[str, tuple[str, str]]) -> None:
+    """Put back the disks that stand on our new tops; what an administrator moved meanwhile is left alone."""
+    try:
+        xml, present = await _sources(work)
+    except DomainNotFound:
+        return  # undefined meanwhile: nothing names our overlays
+    switched = {target: (new, old) for target, (old, new) in sources.items() if present.get(target) == new}
+    if switched:
+        await work.hypervisor.define(replace_sources(xml, _as_paths(switched)))
+
+
+def _as_paths(sources: Mapping[str, tuple[str, str]]) -> dict[str, tuple[Path, Path]]:
+    return {target: (Path(old), Path(new)) for target, (old, new) in sources.items()}
+
+
+def _make_private(like: Path, path: Path) -> None:
+    """Give an overlay the owner and label of the file it covers, and nobody else any access (CVE-2025-13193)."""
+    files.copy_ownership(like, path)
+    path.chmod(0o600)
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.exists():
+        files.rename(source, target)
+
+
+def _write_captured(staged: Path, data: bytes) -> None:
+    staged.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_atomic(staged, data, mode=0o600)
+
+
+def _stage_nvram(step: ReceiveHostFile, data: bytes) -> None:
+    path = Path(step.path)
+    files.write_staged(Path(step.staged), data, like=path)
+
+
+def _stage_tpm(step: ReceiveHostFile, data: bytes, name: str) -> None:
+    staged = Path(step.staged)
+    files.remove_tree(staged)
+    tpm.unpack(data, staged, name, like=Path(step.path))
+
+
+def _sha256(type_: HostFileType, path: Path, limit_bytes: int) -> str | None:
+    """Hash a host file as it travels; None where there is no sound one."""
+    try:
+        data = nvram.read(path, "", limit_bytes) if type_ == "nvram" else tpm.pack(path, "", limit_bytes)
+    except (HostFileMissing, HostFileDamaged):
+        return None
+    return hashlib.sha256(data).hexdigest()
+
+
+def _is_in_place(step: SwapHostFile, work: Work) -> bool:
+    """Tell by its contents whether the new host file is where it belongs, so that a second try does nothing."""
+    files.finish_exchange(Path(step.path), Path(step.staged))
+    return _sha256(step.type, Path(step.path), work.host_file_limit_bytes) == step.sha256
+
+
+def _swap_in(step: SwapHostFile, work: Work) -> None:
+    path, staged = Path(step.path), Path(step.staged)
+    if _is_in_place(step, work):
+        return
+    if step.type == "tpm":
+        work.locks.take_tpm(staged)  # before libvirt can find it under its own name
+    if path.exists():
+        files.exchange(path, staged)
+    else:
+        files.rename(staged, path)
+
+
+def _swap_out(step: SwapHostFile, work: Work) -> None:
+    path, staged = Path(step.path), Path(step.staged)
+    if not _is_in_place(step, work):
+        return
+    if staged.exists():
+        files.exchange(path, staged)
+    else:
+        files.rename(path, staged)
