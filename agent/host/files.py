@@ -98,7 +98,7 @@ def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> 
         while view:
             view = view[file.write(view) :]
         if like is not None and _exists(like):
-            _copy_ownership(like, path)
+            _copy_ownership(like, descriptor)
         if mode is not None:
             os.fchmod(descriptor, mode)
         os.fsync(descriptor)
@@ -118,27 +118,30 @@ def copy_ownership(source: Path, target: Path) -> None:
     Other extended attributes stay behind: ``trusted.libvirt.*`` is libvirt's memory of the running domain's labels,
     and on another file it would make libvirt "restore" what was never there.
     """
-    with _storage("setting the owner of", target):
-        _copy_ownership(source, target)
+    with _storage("setting the owner of", target), _opened(target) as descriptor:
+        _copy_ownership(source, descriptor)
 
 
-def _copy_ownership(source: Path, target: Path) -> None:
-    facts = source.lstat()
-    if stat.S_ISLNK(facts.st_mode) or stat.S_ISLNK(target.lstat().st_mode):
-        raise OSError(errno.ELOOP, "is a symbolic link")
-    os.chown(target, facts.st_uid, facts.st_gid, follow_symlinks=False)
-    target.chmod(stat.S_IMODE(facts.st_mode))  # after chown, which clears bits of the mode
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        label = os.getxattr(source, _SELINUX, follow_symlinks=False)
-    except OSError as err:
-        if err.errno in _NO_LABEL:
-            return
-        raise
-    try:
-        os.setxattr(target, _SELINUX, label, follow_symlinks=False)
-    except OSError as err:
-        if err.errno not in _NO_LABEL:
-            raise
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _copy_ownership(source: Path, target: int) -> None:
+    """Work on descriptors: between two calls by name, the owner of the directory could put a link there."""
+    with _opened(source) as descriptor:
+        facts = os.fstat(descriptor)
+        os.fchown(target, facts.st_uid, facts.st_gid)
+        os.fchmod(target, stat.S_IMODE(facts.st_mode))  # after chown, which clears bits of the mode
+        try:
+            os.setxattr(target, _SELINUX, os.getxattr(descriptor, _SELINUX))
+        except OSError as err:
+            if err.errno not in _NO_LABEL:
+                raise
 
 
 def fsync_directory(path: Path) -> None:
@@ -148,11 +151,8 @@ def fsync_directory(path: Path) -> None:
 
 
 def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
