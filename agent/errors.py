@@ -35,7 +35,6 @@
 from agent.web import errors as web_errors
 from agent.web.errors import Error
 from agent.wire.problem import Problem
-from agent.wire.problem import Problem
 
 #: 412: the thing was changed since the version that the caller saw. Both daemons raise it.
 PreconditionFailed = web_errors.PreconditionFailed
@@ -275,6 +274,35 @@ class LeaseExpired(Refused):
 
     code = "lease-expired"
     message = "The lease of transaction {id} ran out; what was staged was removed. Begin another with a new id"
+
+
+class AgentRestarted(Refused):
+    """The agent was restarted before the commit, and the transaction was undone."""
+
+    code = "agent-restarted"
+    message = "The agent was restarted before transaction {id} was committed; what was staged was removed. Try again"
+
+
+class Released(Refused):
+    """The transaction was aborted on request."""
+
+    code, message = "aborted", "Transaction {id} was aborted on request; what was staged was removed"
+
+
+class Recorded(Error):
+    """A failure that was recorded earlier, told again to whoever repeats the request."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self._problem = problem
+
+    def __str__(self) -> str:
+        """Say what was recorded."""
+        return self._problem.detail
+
+    def problem(self) -> Problem:
+        """Give the problem as it was recorded."""
+        return self._problem
 
 
 class HashMismatch(Error):
