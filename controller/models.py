@@ -11,7 +11,7 @@ The models are bound to the database that ``controller.db`` has open; its thread
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -28,7 +28,13 @@ from peewee import (
     TextField,
 )
 
+from agent.wire.access import Role
+from agent.wire.backup_file import OwnerKind
 from agent.wire.base import utc_now
+from agent.wire.host_file import HostFileFormat, HostFileType
+from agent.wire.operation import OperationState
+from agent.wire.snapshot import Completeness, SnapshotState
+from agent.wire.vm import Firmware, VmState
 
 # peewee types its fields in a stub only: at run time they take no parameter.
 if TYPE_CHECKING:
@@ -73,17 +79,26 @@ class TimeField(AnyField):
 
 
 class JsonField(AnyField):
-    """Anything that msgspec can write, as JSON text; it is read back as plain lists and dicts."""
+    """Anything that msgspec can write, as JSON text; it is read back as plain lists and dicts.
+
+    What JSON does not know (a path among an error's facts) becomes text: an operation must be able to end.
+    """
 
     field_type = "TEXT"
 
     def db_value(self, value: Any) -> str | None:
         """Store as JSON; null is the database's NULL."""
-        return None if value is None else msgspec.json.encode(value).decode()
+        return None if value is None else msgspec.json.encode(value, enc_hook=str).decode()
 
     def python_value(self, value: str | None) -> Any:
         """Read as plain Python values."""
         return None if value is None else msgspec.json.decode(value)
+
+
+class WordField(AnyField):
+    """One of a fixed set of words, typed as such."""
+
+    field_type = "TEXT"
 
 
 class Record(Model):
@@ -124,9 +139,9 @@ class Vm(Record):
     host_id: str | None
     host = ForeignKeyField(Host, null=True, on_delete="SET NULL", backref="vms")
     conflict: Field[str | None] = TextField(null=True)
-    state: Field[str] = TextField()
-    firmware: Field[str] = TextField()
-    tpm: Field[str | None] = TextField(null=True)
+    state: Field[VmState] = WordField()
+    firmware: Field[Firmware] = WordField()
+    tpm: Field[Literal["2.0", "1.2"] | None] = WordField(null=True)
     managed_save: Field[bool] = BooleanField(default=False)
     disks: Field[Any] = JsonField()
     nvram: Field[str | None] = TextField(null=True)
@@ -179,7 +194,7 @@ class HostFile(Record):
     vm_id: UUID
     vm = ForeignKeyField(Vm, on_delete="RESTRICT", backref="host_files")
     host: Field[str] = TextField()
-    type: Field[str] = TextField()
+    type: Field[HostFileType] = WordField()
     content_id: str | None
     content = ForeignKeyField(Content, null=True, on_delete="RESTRICT", backref="host_files")
     path: Field[str | None] = TextField(null=True)
@@ -198,12 +213,12 @@ class BackupFile(Record):
     """A frozen copy of one host file. The unique index begins with the owner, so it also serves lists by owner."""
 
     uuid: Field[UUID] = UuidField(primary_key=True)
-    owner_kind: Field[str] = TextField()
+    owner_kind: Field[OwnerKind] = WordField()
     owner_uuid: Field[UUID] = UuidField()
-    type: Field[str] = TextField()
+    type: Field[HostFileType] = WordField()
     content_id: str
     content = ForeignKeyField(Content, on_delete="RESTRICT", backref="backup_files")
-    format: Field[str] = TextField()
+    format: Field[HostFileFormat] = WordField()
     created_at: Field[datetime] = TimeField(default=utc_now)
 
     class Meta:
@@ -225,11 +240,11 @@ class Snapshot(Record):
     description: Field[str] = TextField(default="")
     labels: Field[Any] = JsonField(default=dict)
     current: Field[bool] = BooleanField(default=False)
-    state: Field[str] = TextField(index=True)
+    state: Field[SnapshotState] = WordField(index=True)
     automatic: Field[bool] = BooleanField(default=False)
     protected: Field[bool] = BooleanField(default=False)
     ungrouped: Field[bool] = BooleanField(default=False)
-    host_files_state: Field[str] = TextField()
+    host_files_state: Field[Completeness] = WordField()
     expected: Field[Any] = JsonField(default=list)
     missing: Field[Any] = JsonField(default=list)
     reason: Field[str | None] = TextField(null=True)
@@ -284,7 +299,7 @@ class Operation(Record):
     kind: Field[str] = TextField()
     vm: Field[UUID | None] = UuidField(null=True, index=True)
     host: Field[str | None] = TextField(null=True)
-    state: Field[str] = TextField(index=True)
+    state: Field[OperationState] = WordField(index=True)
     step: Field[str] = TextField(default="")
     done_bytes: Field[int] = BigIntegerField(default=0)
     total_bytes: Field[int] = BigIntegerField(default=0)
@@ -328,7 +343,7 @@ class AuditEntry(Record):
     seq = AutoField()
     at: Field[datetime] = TimeField(default=utc_now)
     actor: Field[str] = TextField()
-    role: Field[str] = TextField()
+    role: Field[Role] = WordField()
     remote: Field[str] = TextField()
     method: Field[str] = TextField()
     path: Field[str] = TextField()
@@ -346,7 +361,7 @@ class Token(Record):
 
     uuid: Field[UUID] = UuidField(primary_key=True)
     name: Field[str] = TextField()
-    role: Field[str] = TextField()
+    role: Field[Role] = WordField()
     sha256: Field[str] = TextField(unique=True)
     created_at: Field[datetime] = TimeField(default=utc_now)
     expires_at: Field[datetime | None] = TimeField(null=True)

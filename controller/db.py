@@ -1,0 +1,230 @@
+"""The database: one door, one thread, one connection.
+
+Work is plain synchronous functions, handed in as ``await db.run(fn, *args)``. One thread holds the one connection,
+so changes never wait for each other inside this process; SQLite's own lock keeps other processes (the ``migrate``
+and ``token`` commands) apart. PostgreSQL is used the same way.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+from urllib.parse import urlsplit
+
+import peewee
+from playhouse.migrations import Runner
+
+from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable
+from controller.models import database
+
+log = logging.getLogger("coldframe.database")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+_SQLITE_PRAGMAS = {
+    "journal_mode": "wal",  # readers in other processes (a backup, the token command) do not stop us
+    "synchronous": "full",  # an answer that was given survives the power cut that follows it
+    "foreign_keys": 1,
+    "busy_timeout": 10_000,  # ms that we wait for another process: far more than its longest transaction
+    "secure_delete": 1,  # deleted TPM states are overwritten, not left in free pages
+}
+
+#: Our code's mistakes: they are not the database's failure and are reported as unexpected.
+_MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, peewee.NotSupportedError)
+
+
+class _CountsWrites(peewee.Database):
+    """Counts the statements that change rows, so that whoever waits for news knows when to look."""
+
+    writes = 0
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        if sql.startswith(("INSERT", "UPDATE", "DELETE")):
+            self.writes += 1
+        return super().execute_sql(sql, params)  # type: ignore[no-untyped-call]
+
+
+class _Sqlite(_CountsWrites, peewee.SqliteDatabase):
+    pass
+
+
+class _Postgresql(_CountsWrites, peewee.PostgresqlDatabase):
+    pass
+
+
+class Database:
+    """One database, opened and migrated by ``open()``. Only one can be open in a process, since it binds the models."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.version = 0
+        self._pulse = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        self._real: _CountsWrites | None = None
+
+    async def open(self) -> list[str]:
+        """Connect and apply the migrations that are missing; return their names.
+
+        Raises DatabaseUnusable, DatabaseTooNew, DatabaseFailed; nothing is left open then.
+        """
+        if database.obj is not None:
+            raise RuntimeError("another database is open in this process")
+        self._real = _connectable(self.url)
+        database.initialize(self._real)
+        try:
+            await self.run(_connect, self._real, self.url)
+            return await self.run(migrate)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Wait for the work that was begun, then disconnect. Closing twice is allowed."""
+        if self._real is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._real.close)
+            self._real = None
+            database.initialize(None)
+        self._thread.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``fn`` on the database's thread. Work that was begun goes on when the caller is cancelled.
+
+        Raises DatabaseFailed where the database refuses, and whatever ``fn`` raises.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: self._work(loop, lambda: fn(*args, **kwargs)))
+
+    async def changed(self, since: int) -> int:
+        """Wait until ``version`` is no longer ``since``; return it."""
+        while self.version == since:
+            await self._pulse.wait()
+        return self.version
+
+    def _work(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
+        real = self._real
+        if real is None:
+            raise DatabaseFailed(reason="it is not open")
+        before = real.writes
+        try:
+            return work()
+        except _MISTAKES:
+            raise
+        except peewee.PeeweeException as err:
+            if isinstance(real, peewee.PostgresqlDatabase):
+                _reconnect(real)
+            raise DatabaseFailed(reason=_reason(err)) from err
+        finally:
+            if real.writes != before:
+                loop.call_soon_threadsafe(self._beat)
+
+    def _beat(self) -> None:
+        self.version += 1
+        self._pulse.set()
+        self._pulse = asyncio.Event()
+
+
+@contextlib.contextmanager
+def write() -> Iterator[None]:
+    """Everything inside happens, or nothing does; what is read inside stays true until the end.
+
+    On SQLite the write lock is taken at the start: a transaction that reads first and locks later could find the
+    rows changed and would have to be run again. Inside another ``write()`` it is a part of that one.
+    """
+    begin = ("IMMEDIATE",) if isinstance(database.obj, peewee.SqliteDatabase) else ()
+    with database.atomic(*begin):
+        yield
+
+
+@contextlib.contextmanager
+def read() -> Iterator[None]:
+    """Several queries inside see one state of the database."""
+    with database.atomic():
+        yield
+
+
+def migrate() -> list[str]:
+    """Apply the migrations that are missing, in order, each once and whole; return their names.
+
+    Run by ``Database.open``. Two processes at once: the second waits and finds nothing left to do.
+    Raises DatabaseTooNew.
+    """
+    runner = Runner(database.obj, directory=str(MIGRATIONS), table_name="schema_migration")
+    with write():
+        unknown = [migration.name for migration in runner.status() if migration.path is None]
+        if unknown:
+            raise DatabaseTooNew(unknown=", ".join(unknown))
+        applied: list[str] = runner.up()
+    return applied
+
+
+def _connectable(url: str) -> _CountsWrites:
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        # sqlite:////absolute/path and sqlite:///relative/path, as elsewhere; a path is not percent-decoded.
+        return _Sqlite(rest[1:], pragmas=_SQLITE_PRAGMAS, autoconnect=False)
+    if scheme == "postgresql" and urlsplit(url).path.strip("/"):
+        return _Postgresql(url, autoconnect=False, prefer_psycopg3=True)
+    raise DatabaseUnusable(url=_shown(url), reason="expected sqlite:////path/to/file or postgresql://host/name")
+
+
+def _connect(real: peewee.Database, url: str) -> None:
+    try:
+        if isinstance(real, peewee.SqliteDatabase):
+            _make_private(Path(real.database))
+        real.connect()
+    except OSError as err:
+        raise DatabaseUnusable(url=_shown(url), reason=str(err.strerror)) from err
+    except peewee.PeeweeException as err:
+        raise DatabaseUnusable(url=_shown(url), reason=_reason(err)) from err
+
+
+def _make_private(path: Path) -> None:
+    """Make sure that only we can read the file: it holds TPM states and agents' secrets. WAL files copy its mode."""
+    with contextlib.suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+
+
+def _reconnect(real: peewee.PostgresqlDatabase) -> None:
+    """Begin with a fresh connection: after a failure this one may be dead, or stand in an aborted transaction."""
+    try:
+        real.close()
+        real.connect()
+    except peewee.PeeweeException as err:
+        log.warning("the database cannot be reached again yet: %s", _reason(err))
+
+
+def _reason(err: peewee.PeeweeException) -> str:
+    """Say what failed without the statement or its values, which may be secret."""
+    cause = err.__cause__ or err.__context__
+    if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", None):
+        return f"{cause} ({cause.sqlite_errorname})"
+    if cause is not None and getattr(cause, "sqlstate", None):
+        return f"PostgreSQL refused with {getattr(cause, 'sqlstate', '')}"
+    return type(cause or err).__name__
+
+
+def _shown(url: str) -> str:
+    """Return the address without a password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}").geturl()

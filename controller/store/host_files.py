@@ -1,0 +1,200 @@
+"""The newest copy of each VM's host files, per host, and whether the VM has run since it was taken.
+
+All times here are this controller's clock: when it learned of a start, when it began to read. Hosts' clocks may
+differ from it, and comparing the two could clear a mark that must stay.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from agent.wire.fleet import VmHostFile
+from agent.wire.host_file import HostFileType
+from controller.db import read, write
+from controller.errors import HostFileNotHeld, VmNotFound
+from controller.models import Content, HostFile, Vm
+from controller.store import contents
+from controller.store.contents import Held
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is held of one host file on one host. ``sha256`` is None where no copy was ever taken."""
+
+    host: str
+    type: HostFileType
+    sha256: str | None
+    size_bytes: int | None
+    path: str | None
+    synced_at: datetime | None
+    dirty_since: datetime | None
+    reason: str | None
+
+
+def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileType] = ()) -> None:
+    """Mark the VM's host files on this host as older than the VM's state. Raises VmNotFound.
+
+    ``types``: those that the VM has; by default what its firmware and TPM say. The mark only moves forward.
+    """
+    with write():
+        wanted = set(types) | _types_of(vm) | {row.type for row in _rows(vm, host)}
+        for type_ in sorted(wanted):
+            row = _ensure(vm, host, type_)
+            if row.dirty_since is None or row.dirty_since < at:
+                _update(row, dirty_since=at)
+
+
+def record_sync(
+    vm: UUID,
+    host: str,
+    type: HostFileType,
+    held: Held,
+    *,
+    path: str | None,
+    began_at: datetime,
+    clean: bool = True,
+) -> bool:
+    """Keep a copy whose reading began at ``began_at``; return False where a later one is held already.
+
+    ``dirty_since`` is cleared only where it is older than ``began_at``: a start that came in between stays.
+    ``clean=False``: the VM runs, so the copy is dirty from the beginning. Raises VmNotFound, ContentMissing.
+    """
+    with write():
+        row = _ensure(vm, host, type)
+        if row.synced_at is not None and row.synced_at > began_at:
+            return False
+        sha256 = contents.hold(held[0])
+        dirty_since = row.dirty_since
+        if clean and dirty_since is not None and dirty_since < began_at:
+            dirty_since = None
+        elif not clean and dirty_since is None:
+            dirty_since = began_at
+        _update(row, content=sha256, path=path, synced_at=began_at, reason=None, dirty_since=dirty_since)
+        contents.sweep()
+    return True
+
+
+def record_failure(vm: UUID, host: str, type: HostFileType, reason: str) -> None:
+    """Record why no new copy could be taken; the old copy and its marks stay. Raises VmNotFound."""
+    with write():
+        _update(_ensure(vm, host, type), reason=reason)
+
+
+def of_vm(vm: UUID) -> list[Kept]:
+    """Return all copies of a VM's host files, on all hosts."""
+    return [_kept(row) for row in _rows(vm)]
+
+
+def newest(vm: UUID) -> dict[HostFileType, Kept]:
+    """Return the copy of each type that was taken last, on whichever host."""
+    found: dict[HostFileType, Kept] = {}
+    for kept in of_vm(vm):
+        if kept.sha256 is not None and kept.synced_at is not None:
+            other = found.get(kept.type)
+            if other is None or other.synced_at is None or other.synced_at < kept.synced_at:
+                found[kept.type] = kept
+    return found
+
+
+def data(vm: UUID, type: HostFileType) -> tuple[Kept, bytes]:
+    """Return the copy that ``shown`` shows, with its bytes. Raises VmNotFound, HostFileNotHeld, ContentCorrupt."""
+    with read():
+        row = _vm(vm)
+        chosen = _choose([kept for kept in of_vm(vm) if kept.type == type and kept.sha256], row.host_id)
+        if chosen is None or chosen.sha256 is None:
+            raise HostFileNotHeld(type=type, vm=row.name)
+        return chosen, contents.get(chosen.sha256)
+
+
+def shown(vms: Mapping[UUID, str | None]) -> dict[UUID, list[VmHostFile]]:
+    """Return, for VMs and the hosts they are on, what is held: the copy of that host, else the newest of any."""
+    by_vm: dict[UUID, list[Kept]] = {uuid: [] for uuid in vms}
+    for row in _select().where(HostFile.vm.in_(list(vms))):
+        by_vm[row.vm_id].append(_kept(row))
+    result = {}
+    for uuid, all_kept in by_vm.items():
+        types = sorted({kept.type for kept in all_kept})
+        chosen = (_choose([kept for kept in all_kept if kept.type == type_], vms[uuid]) for type_ in types)
+        result[uuid] = [_wire(kept) for kept in chosen if kept is not None]
+    return result
+
+
+def vms_with_copies() -> Any:
+    """Return a subquery of the VMs of which a copy is held."""
+    return HostFile.select(HostFile.vm).where(HostFile.content.is_null(False))
+
+
+def forget(vm: UUID) -> int:
+    """Remove all copies of one VM's host files; return how many."""
+    with write():
+        gone = int(HostFile.delete().where(HostFile.vm == vm).execute())
+        contents.sweep()
+    return gone
+
+
+def _choose(kept: Iterable[Kept], host: str | None) -> Kept | None:
+    def worth(one: Kept) -> tuple[bool, bool, float]:
+        at = one.synced_at.timestamp() if one.synced_at else 0.0
+        return one.host == host and one.sha256 is not None, one.sha256 is not None, at
+
+    return max(kept, key=worth, default=None)
+
+
+def _vm(uuid: UUID) -> Vm:
+    row = Vm.get_or_none(Vm.uuid == uuid)
+    if row is None:
+        raise VmNotFound(vm=uuid)
+    return row
+
+
+def _types_of(vm: UUID) -> set[HostFileType]:
+    row = _vm(vm)
+    types: set[HostFileType] = {"nvram"} if row.firmware == "uefi" else set()
+    return types | ({"tpm"} if row.tpm is not None else set())
+
+
+def _ensure(vm: UUID, host: str, type_: HostFileType) -> HostFile:
+    _vm(vm)
+    HostFile.insert(vm=vm, host=host, type=type_).on_conflict_ignore().execute()
+    return HostFile.get(HostFile.vm == vm, HostFile.host == host, HostFile.type == type_)
+
+
+def _update(row: HostFile, **values: Any) -> None:
+    HostFile.update(**values).where(HostFile.id == row.id).execute()
+
+
+def _select() -> Any:
+    query = HostFile.select(HostFile, Content.size_bytes).join(Content, "LEFT OUTER JOIN")
+    return query.order_by(HostFile.host, HostFile.type)
+
+
+def _rows(vm: UUID, host: str | None = None) -> list[HostFile]:
+    query = _select().where(HostFile.vm == vm)
+    return list(query if host is None else query.where(HostFile.host == host))
+
+
+def _kept(row: HostFile) -> Kept:
+    return Kept(
+        host=row.host,
+        type=row.type,
+        sha256=row.content_id,
+        size_bytes=None if row.content is None else row.content.size_bytes,
+        path=row.path,
+        synced_at=row.synced_at,
+        dirty_since=row.dirty_since,
+        reason=row.reason,
+    )
+
+
+def _wire(kept: Kept) -> VmHostFile:
+    return VmHostFile(
+        type=kept.type,
+        path=kept.path,
+        size_bytes=kept.size_bytes,
+        sha256=kept.sha256,
+        synced_at=kept.synced_at,
+        dirty_since=kept.dirty_since,
+        reason=kept.reason,
+    )

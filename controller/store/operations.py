@@ -1,0 +1,287 @@
+"""Operations: queued per VM, claimed with a lease, always ended.
+
+States go ``queued`` → ``running`` → ``succeeded | failed | cancelled``, each step by compare-and-set, so an
+operation ends once whoever tries.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from agent.wire import operation as wire
+from agent.wire.base import utc_now
+from agent.wire.problem import Problem
+from controller.db import write
+from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
+from controller.models import Operation
+from controller.store import events
+from controller.store.paging import Slice, after_position, page_of
+
+_OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An operation as the engine needs it. ``memo`` holds what a restart needs to go on."""
+
+    operation: wire.Operation
+    request: Any
+    memo: dict[str, Any]
+    cancel_requested: bool
+    owner: str | None
+    lease_until: datetime | None
+
+
+def enqueue(
+    kind: str,
+    vm: UUID | None,
+    host: str | None,
+    request: Any,
+    *,
+    key: str | None = None,
+    uuid: UUID | None = None,
+    memo: Mapping[str, Any] | None = None,
+) -> wire.Operation:
+    """Queue an operation; event ``operation.queued``.
+
+    The same ``key`` with the same kind, VM and request gives back the operation that it made before, whatever
+    became of it. Raises IdempotencyConflict for another request.
+    """
+    body_hash = _body_hash(kind, vm, request)
+    with write():
+        known = None if key is None else Operation.get_or_none(Operation.idempotency_key == key)
+        if known is not None:
+            if known.body_hash != body_hash:
+                raise IdempotencyConflict(key=key)
+            return _wire(known)
+        row = Operation.create(
+            uuid=uuid or uuid4(),
+            kind=kind,
+            vm=vm,
+            host=host,
+            state="queued",
+            request=request,
+            memo=dict(memo or {}),
+            idempotency_key=key,
+            body_hash=body_hash,
+        )
+        _tell("operation.queued", row)
+    return get(row.uuid)
+
+
+def get(uuid: UUID) -> wire.Operation:
+    """Return one. Raises OperationNotFound."""
+    return _wire(_row(uuid))
+
+
+def job(uuid: UUID) -> Job:
+    """Return one as the engine needs it. Raises OperationNotFound."""
+    return _job(_row(uuid))
+
+
+def next_for_vm(vm: UUID) -> Job | None:
+    """Return the oldest operation of a VM that has not ended: the only one that may run."""
+    row = _open_rows().where(Operation.vm == vm).first()
+    return None if row is None else _job(row)
+
+
+def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | None = None) -> int:
+    """Return how many operations of a VM or a host have not ended, leaving out ``but``."""
+    query = _open_rows()
+    for column, value in ((Operation.vm, vm), (Operation.host, host)):
+        if value is not None:
+            query = query.where(column == value)
+    if but is not None:
+        query = query.where(Operation.uuid != but)
+    return int(query.count())
+
+
+def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
+    """Take the oldest queued operation that may run now, or None.
+
+    It must be the first of its VM that has not ended, and its host must run fewer than ``per_host_limit``.
+    """
+    with write():
+        rows = list(_open_rows())
+        busy_vms: set[UUID] = set()
+        running: dict[str | None, int] = {}
+        for row in rows:
+            if row.state == "running":
+                running[row.host] = running.get(row.host, 0) + 1
+        for row in rows:
+            first_of_vm = row.vm is None or row.vm not in busy_vms
+            room = row.host is None or running.get(row.host, 0) < per_host_limit
+            if row.state == "queued" and first_of_vm and room:
+                _take(row.uuid, owner, lease_s)
+                return job(row.uuid)
+            if row.vm is not None:
+                busy_vms.add(row.vm)
+    return None
+
+
+def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
+    """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
+
+    Take over only where the former owner is known to be dead: at the start of the only controller.
+    """
+    with write():
+        row = _row(uuid)
+        lapsed = row.lease_until is None or row.lease_until < utc_now()
+        if row.state == "queued" or (row.state == "running" and (take_over or lapsed or row.owner == owner)):
+            _take(uuid, owner, lease_s)
+            return True
+    return False
+
+
+def renew(owner: str, lease_s: float) -> int:
+    """Extend the lease of everything that this owner runs; return how many."""
+    with write():
+        mine = (Operation.owner == owner, Operation.state == "running")
+        return int(Operation.update(lease_until=_until(lease_s)).where(*mine).execute())
+
+
+def progress(
+    uuid: UUID,
+    *,
+    step: str | None = None,
+    done_bytes: int | None = None,
+    total_bytes: int | None = None,
+    memo: Mapping[str, Any] | None = None,
+) -> None:
+    """Record how far a running operation is; ``memo`` is merged into what is there. Raises OperationNotFound."""
+    with write():
+        row = _row(uuid)
+        values: dict[str, Any] = {"step": step, "done_bytes": done_bytes, "total_bytes": total_bytes}
+        changes = {name: value for name, value in values.items() if value is not None}
+        if memo:
+            changes["memo"] = {**row.memo, **memo}
+        if changes and row.state == "running":
+            Operation.update(**changes).where(Operation.uuid == uuid).execute()
+
+
+def finish(
+    uuid: UUID,
+    state: wire.OperationState,
+    *,
+    result: Mapping[str, Any] | None = None,
+    error: Problem | None = None,
+) -> wire.Operation:
+    """End an operation; event ``operation.ended``. One that has ended stays as it ended. Raises OperationNotFound."""
+    with write():
+        row = _row(uuid)
+        if row.state in _OPEN:
+            _end(row, state, dict(result or {}), error)
+        return get(uuid)
+
+
+def cancel(uuid: UUID) -> wire.Operation:
+    """End a queued operation as cancelled, ask a running one to stop.
+
+    Raises OperationNotFound, OperationNotCancellable.
+    """
+    with write():
+        row = _row(uuid)
+        if row.state not in _OPEN:
+            raise OperationNotCancellable(operation=uuid, state=row.state)
+        if row.state == "queued":
+            _end(row, "cancelled", {}, None)
+        elif not row.cancel_requested:
+            Operation.update(cancel_requested=True).where(Operation.uuid == uuid).execute()
+            _tell("operation.cancel-requested", row)
+        return get(uuid)
+
+
+def unfinished(owner: str) -> list[Job]:
+    """Return the operations that run for another owner, oldest first: those to be resumed after a restart."""
+    return [_job(row) for row in _open_rows().where(Operation.state == "running") if row.owner != owner]
+
+
+def page(
+    limit: int,
+    after: int | None = None,
+    *,
+    vm: UUID | None = None,
+    host: str | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+) -> Slice[wire.Operation, int]:
+    """Return one page, newest first."""
+    query = Operation.select()
+    filters = ((Operation.vm, vm), (Operation.host, host), (Operation.state, state), (Operation.kind, kind))
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    rows = list(after_position(query, (Operation.seq,), after, newest_first=True).limit(limit + 1))
+    cut = page_of(rows, limit, lambda row: int(row.seq))
+    return Slice([_wire(row) for row in cut.items], cut.next)
+
+
+def _open_rows() -> Any:
+    return Operation.select().where(Operation.state.in_(_OPEN)).order_by(Operation.seq)
+
+
+def _row(uuid: UUID) -> Operation:
+    row = Operation.get_or_none(Operation.uuid == uuid)
+    if row is None:
+        raise OperationNotFound(operation=uuid)
+    return row
+
+
+def _until(lease_s: float) -> datetime:
+    return utc_now() + timedelta(seconds=lease_s)
+
+
+def _take(uuid: UUID, owner: str, lease_s: float) -> None:
+    Operation.update(state="running", owner=owner, lease_until=_until(lease_s)).where(Operation.uuid == uuid).execute()
+
+
+def _end(row: Operation, state: wire.OperationState, result: dict[str, Any], error: Problem | None) -> None:
+    changes: dict[str, Any] = {"state": state, "result": result, "error": error, "ended_at": utc_now()}
+    if state == "succeeded":
+        changes["step"] = "done"
+    Operation.update(owner=None, lease_until=None, **changes).where(Operation.uuid == row.uuid).execute()
+    told = {"state": state, "code": None if error is None else error.code}
+    _tell("operation.ended", row, **told)
+
+
+def _tell(type: str, row: Operation, **data: Any) -> None:
+    facts = {"operation": row.uuid, "kind": row.kind, **data}
+    events.append(type, host=row.host, vm=row.vm, data=facts)
+
+
+def _body_hash(kind: str, vm: UUID | None, request: Any) -> str:
+    """Hash what was asked for. The host is left out: the VM may have moved between two sendings of one request."""
+    return hashlib.sha256(msgspec.json.encode([kind, vm, request], order="sorted")).hexdigest()
+
+
+def _job(row: Operation) -> Job:
+    return Job(
+        operation=_wire(row),
+        request=row.request,
+        memo=row.memo,
+        cancel_requested=row.cancel_requested,
+        owner=row.owner,
+        lease_until=row.lease_until,
+    )
+
+
+def _wire(row: Operation) -> wire.Operation:
+    percent = None if row.total_bytes <= 0 else min(100, row.done_bytes * 100 // row.total_bytes)
+    return wire.Operation(
+        uuid=row.uuid,
+        kind=row.kind,
+        vm=row.vm,
+        host=row.host,
+        state=row.state,
+        step=row.step,
+        progress=wire.Progress(done_bytes=row.done_bytes, total_bytes=row.total_bytes, percent=percent),
+        error=None if row.error is None else msgspec.convert(row.error, Problem),
+        result=row.result,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+    )

@@ -1,0 +1,223 @@
+"""VMs as the hosts define them. A VM that no host defines any more is kept while anything of it is."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from agent.wire import fleet as wire
+from agent.wire.vm import Disk, HostVm
+from controller.db import read, write
+from controller.errors import VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
+from controller.models import BackupFile, Snapshot, Vm, VmDefinition
+from controller.store import backup_files, contents, events, host_files, operations
+from controller.store.paging import Slice, after_position, page_of
+
+Position = tuple[str, UUID]
+
+
+def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) -> None:
+    """Record all VMs that a host defines: new ones, changes, moves, conflicts, and those that are gone.
+
+    Events ``vm.added``, ``vm.changed``, ``vm.gone``. The host must be enrolled.
+    """
+    with write():
+        listed = list(found)
+        now = {vm.uuid for vm in listed}
+        gone = {row.vm_id for row in VmDefinition.select().where(VmDefinition.host == host)} - now
+        for vm in listed:
+            _define(host, vm)
+        VmDefinition.delete().where(VmDefinition.host == host, VmDefinition.vm.in_(list(gone))).execute()
+        for uuid in sorted(now | gone):
+            _settle(uuid, at)
+        forget_traceless()
+
+
+def record_one(host: str, vm: HostVm, at: datetime) -> None:
+    """Record one VM that a host defines."""
+    with write():
+        _define(host, vm)
+        _settle(vm.uuid, at)
+
+
+def get(uuid: UUID) -> wire.Vm:
+    """Return one. Raises VmNotFound."""
+    with read():
+        return _wires([_row(uuid)])[0]
+
+
+def resolve(text: str) -> UUID:
+    """Return the VM that a UUID or a name stands for. Raises VmNotFound, VmAmbiguous.
+
+    Among VMs of one name, one that a host defines goes before those that are gone.
+    """
+    try:
+        uuid = UUID(text)
+    except ValueError:
+        uuid = None
+    if uuid is not None and Vm.get_or_none(Vm.uuid == uuid) is not None:
+        return uuid
+    rows = list(Vm.select().where(Vm.name == text).order_by(Vm.uuid))
+    candidates = [row for row in rows if row.host_id is not None] or rows
+    if not candidates:
+        raise VmNotFound(vm=text)
+    if len(candidates) > 1:
+        raise VmAmbiguous(name=text, uuids=", ".join(str(row.uuid) for row in candidates))
+    return candidates[0].uuid
+
+
+def name_of(uuid: UUID) -> str:
+    """Return its name. Raises VmNotFound."""
+    return _row(uuid).name
+
+
+def host_of(uuid: UUID) -> str:
+    """Return the one host that defines it. Raises VmNotFound, VmNowhere, VmConflict."""
+    row = _row(uuid)
+    if row.conflict is not None:
+        raise VmConflict(vm=row.name, hosts=row.conflict)
+    if row.host_id is None:
+        raise VmNowhere(vm=row.name)
+    return row.host_id
+
+
+def definition(uuid: UUID, host: str) -> HostVm:
+    """Return the VM as this host last showed it. Raises VmNowhere."""
+    row = VmDefinition.get_or_none(VmDefinition.vm == uuid, VmDefinition.host == host)
+    if row is None:
+        raise VmNowhere(vm=uuid)
+    return msgspec.convert(row.facts, HostVm)
+
+
+def page(
+    limit: int,
+    after: Position | None = None,
+    *,
+    host: str | None = None,
+    state: str | None = None,
+    name: str | None = None,
+) -> Slice[wire.Vm, Position]:
+    """Return one page by name."""
+    query = Vm.select()
+    for column, value in ((Vm.host, host), (Vm.state, state), (Vm.name, name)):
+        if value is not None:
+            query = query.where(column == value)
+    with read():
+        rows = list(after_position(query, (Vm.name, Vm.uuid), after).limit(limit + 1))
+        return page_of(_wires(rows), limit, lambda vm: (vm.name, vm.uuid))
+
+
+def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+    """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
+
+    ``but`` is the operation that asks. Event ``vm.forgotten``. Raises VmNotFound, VmBusy. A VM that a host still
+    defines comes back with that host's next inventory, without its history.
+    """
+    with write():
+        vm = get(uuid)
+        count = operations.open_count(vm=uuid, but=but)
+        if count:
+            raise VmBusy(vm=vm.name, count=count)
+        _remove(uuid)
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
+    return vm
+
+
+def forget_traceless() -> None:
+    """Remove VMs that no host defines and of which nothing is kept."""
+    with write():
+        kept = [
+            ~Vm.uuid.in_(Snapshot.select(Snapshot.vm)),
+            ~Vm.uuid.in_(host_files.vms_with_copies()),
+            ~Vm.uuid.in_(BackupFile.select(BackupFile.owner_uuid).where(BackupFile.owner_kind == "vm")),
+        ]
+        for row in list(Vm.select().where(Vm.host.is_null(), *kept)):
+            if not operations.open_count(vm=row.uuid):
+                _remove(row.uuid)
+
+
+def _remove(uuid: UUID) -> None:
+    snapshots = [row.uuid for row in Snapshot.select(Snapshot.uuid).where(Snapshot.vm == uuid)]
+    for snapshot in snapshots:
+        backup_files.remove_owner("snapshot", snapshot)
+    Snapshot.update(parent=None).where(Snapshot.vm == uuid).execute()
+    Snapshot.delete().where(Snapshot.vm == uuid).execute()
+    backup_files.remove_owner("vm", uuid)
+    host_files.forget(uuid)
+    Vm.delete().where(Vm.uuid == uuid).execute()
+    contents.sweep()
+
+
+def _row(uuid: UUID) -> Vm:
+    row = Vm.get_or_none(Vm.uuid == uuid)
+    if row is None:
+        raise VmNotFound(vm=uuid)
+    return row
+
+
+def _define(host: str, vm: HostVm) -> None:
+    if Vm.get_or_none(Vm.uuid == vm.uuid) is None:
+        Vm.create(uuid=vm.uuid, **_columns(vm))
+        events.append("vm.added", host=host, vm=vm.uuid, data={"name": vm.name})
+    VmDefinition.insert(vm=vm.uuid, host=host, facts=vm).on_conflict(
+        conflict_target=[VmDefinition.vm, VmDefinition.host], update={"facts": vm}
+    ).execute()
+
+
+def _settle(uuid: UUID, at: datetime | None) -> None:
+    """Decide from all definitions where the VM is, and take over what that host says."""
+    row = _row(uuid)
+    found = {one.host_id: one.facts for one in VmDefinition.select().where(VmDefinition.vm == uuid)}
+    if not found:
+        changes: dict[str, Any] = {"host": None, "conflict": None, "state": "unknown"}
+    else:
+        host = row.host_id if row.host_id in found else min(found)
+        changes = {"host": host, "conflict": ", ".join(sorted(found)) if len(found) > 1 else None}
+        changes |= _columns(msgspec.convert(found[host], HostVm))
+    before = {"name": row.name, "host": row.host_id, "state": row.state, "conflict": row.conflict}
+    told = {name: changes.get(name, was) for name, was in before.items()}
+    if at is not None and found:
+        changes["seen_at"] = at
+    Vm.update(**changes).where(Vm.uuid == uuid).execute()
+    if told != before:
+        events.append("vm.changed" if found else "vm.gone", host=told["host"] or row.host_id, vm=uuid, data=told)
+
+
+def _columns(vm: HostVm) -> dict[str, Any]:
+    return {
+        "name": vm.name,
+        "state": vm.state,
+        "firmware": vm.firmware,
+        "tpm": vm.tpm,
+        "managed_save": vm.managed_save,
+        "disks": vm.disks,
+        "nvram": vm.nvram,
+        "domain_xml": vm.domain_xml,
+    }
+
+
+def _wires(rows: list[Vm]) -> list[wire.Vm]:
+    uuids = [row.uuid for row in rows]
+    current = {
+        one.vm_id: one.uuid
+        for one in Snapshot.select(Snapshot.uuid, Snapshot.vm).where(Snapshot.vm.in_(uuids), Snapshot.current)
+    }
+    files = host_files.shown({row.uuid: row.host_id for row in rows})
+    return [
+        wire.Vm(
+            uuid=row.uuid,
+            name=row.name,
+            host=row.host_id,
+            state=row.state,
+            firmware=row.firmware,
+            tpm=row.tpm,
+            managed_save=row.managed_save,
+            conflict=row.conflict,
+            current_snapshot=current.get(row.uuid),
+            disks=msgspec.convert(row.disks, list[Disk]),
+            host_files=files[row.uuid],
+        )
+        for row in rows
+    ]
