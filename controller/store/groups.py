@@ -24,6 +24,8 @@ from controller.models import Snapshot, Vm, VolumeSnapshot
 from controller.store import backup_files, events, snapshots
 from controller.store.contents import Held
 
+_BEGUN: tuple[wire.SnapshotState, ...] = ("creating", "reverting", "deleting")
+
 _FROM: Mapping[str, frozenset[str]] = {
     "reverting": frozenset({"ready", "reverting"}),
     "deleting": frozenset({"ready", "failed", "deleting"}),
@@ -114,6 +116,12 @@ def begin(uuid: UUID, state: Literal["reverting", "deleting"]) -> wire.Snapshot:
             raise SnapshotBusy(snapshot=uuid, state=row.state)
         _update(uuid, state=state)
         return snapshots.get(uuid)
+
+
+def unsettled_vms(host: str) -> list[UUID]:
+    """Return the VMs of a host with a snapshot on which work has begun and not ended."""
+    begun = Snapshot.select(Snapshot.vm).join(Vm).where(Snapshot.state.in_(_BEGUN), Vm.host == host)
+    return sorted({row.vm_id for row in begun})
 
 
 def settle(uuid: UUID) -> None:

@@ -46,14 +46,14 @@ def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileTy
                 _update(row, dirty_since=at)
 
 
-def record_sync(
+def record_sync(  # noqa: PLR0917 - a copy has these facts, in the order of the record
     vm: UUID,
     host: str,
     type: HostFileType,
     held: Held,
-    *,
     path: str | None,
     began_at: datetime,
+    *,
     clean: bool = True,
 ) -> bool:
     """Keep a copy whose reading began at ``began_at``; return False where a later one is held already.

@@ -83,6 +83,12 @@ def host_of(uuid: UUID) -> str:
     return row.host_id
 
 
+def on_host(host: str) -> list[UUID]:
+    """Return the VMs that this host defines."""
+    rows = VmDefinition.select(VmDefinition.vm).where(VmDefinition.host == host).order_by(VmDefinition.vm)
+    return [row.vm_id for row in rows]
+
+
 def definition(uuid: UUID, host: str) -> HostVm:
     """Return the VM as this host last showed it. Raises VmNowhere."""
     row = VmDefinition.get_or_none(VmDefinition.vm == uuid, VmDefinition.host == host)
