@@ -183,6 +183,6 @@ def _reason(err: Exception) -> str:
     """Say in a few words why there was no answer."""
     if isinstance(err, aiohttp.ClientConnectorError) and err.os_error.errno:
         return os.strerror(err.os_error.errno)
-    if isinstance(err, aiohttp.InvalidURL):
+    if isinstance(err, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return "that is no address; it begins with http:// or https://"
     return str(err) or type(err).__name__

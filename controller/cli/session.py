@@ -106,7 +106,7 @@ def print_json(document: Any) -> None:
     """Print one JSON document; a list becomes ``{"items": [...]}``."""
     if isinstance(document, list):
         document = {"items": document}
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2).decode() + "\n")
     sys.stdout.flush()
 
 
