@@ -41,6 +41,10 @@ def _value(value: Any) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
+#: What every record has; anything else came in through ``extra=`` and is a fact.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
 class KeyValueFormatter(logging.Formatter):
     """One line a record: time (UTC), level, logger, event or message, facts, request and work ids, exception."""
 
@@ -49,7 +53,8 @@ class KeyValueFormatter(logging.Formatter):
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         head = {"time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "logger": record.name}
         body = str(record.msg) if isinstance(record.msg, Facts) else render({"msg": record.getMessage()})
-        tail = {"request": REQUEST_ID.get(), "work": WORK_ID.get()}
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        tail = {**extra, "request": REQUEST_ID.get(), "work": WORK_ID.get()}
         if record.exc_info:
             tail["exception"] = self.formatException(record.exc_info)
         return " ".join(part for part in (render(head), body, render(tail)) if part)

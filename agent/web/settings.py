@@ -114,10 +114,10 @@ def show(loaded: Loaded[Any]) -> str:
 def _decode(kind: type, value: Any) -> Any:
     """Make the types that TOML does not know, for msgspec."""
     if not isinstance(value, str):
-        raise msgspec.ValidationError(f"Expected `str`, got `{type(value).__name__}`")
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")  # noqa: TRY004 - msgspec adds the place
     if kind is Path:
         if not value or "\0" in value:
-            raise msgspec.ValidationError("Expected a path")
+            raise ValueError("Expected a path")
         return Path(value).absolute()
     if kind is Secret:
         return Secret(value)
