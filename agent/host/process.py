@@ -19,7 +19,7 @@ OUTPUT_LIMIT_BYTES = 4 << 20  # of each stream: `qemu-img map` of a large disk i
 _GRACE_S = 2.0
 _CHUNK_BYTES = 64 << 10
 _PERCENT = re.compile(rb"\(\s*(\d+(?:\.\d+)?)/100%\)")  # qemu-img -p, util/qemu-progress.c
-_LONGEST_PERCENT = 32
+_UNFINISHED = re.compile(rb"\([\d ./]{0,16}%?\Z")
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR")
 
 
@@ -75,13 +75,13 @@ class _Percents:
                 self._last = percent
                 self._on_percent(percent)
         data = _PERCENT.sub(b"", data).replace(b"\r", b"")
-        cut = data.rfind(b"(", max(0, len(data) - _LONGEST_PERCENT))
-        self._rest = data[cut:] if cut >= 0 else b""
-        return data[:cut] if cut >= 0 else data
+        unfinished = _UNFINISHED.search(data)
+        self._rest = unfinished[0] if unfinished else b""
+        return data[: len(data) - len(self._rest)]
 
 
 async def _run(argv: Sequence[str], timeout_s: float, umask: int, limit: int, percents: _Percents | None) -> Completed:
-    process = await _start(argv, umask)
+    transport, process = await _start(argv, umask)
     try:
         async with asyncio.timeout(timeout_s):
             stdout, stderr, returncode = await asyncio.gather(
@@ -95,13 +95,19 @@ async def _run(argv: Sequence[str], timeout_s: float, umask: int, limit: int, pe
     except BaseException:
         await _stop(process)
         raise
+    finally:
+        transport.close()  # also pipes that a child which left the group still holds
+        await asyncio.sleep(0)  # the loop closes them in its next round
     return Completed(stdout, stderr, returncode)
 
 
-async def _start(argv: Sequence[str], umask: int) -> asyncio.subprocess.Process:
+async def _start(argv: Sequence[str], umask: int) -> tuple[asyncio.SubprocessTransport, asyncio.subprocess.Process]:
+    """Do what ``asyncio.create_subprocess_exec`` does, but keep hold of the transport, which alone can be closed."""
+    loop = asyncio.get_running_loop()
     environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
     try:
-        return await asyncio.create_subprocess_exec(
+        transport, protocol = await loop.subprocess_exec(
+            lambda: asyncio.subprocess.SubprocessStreamProtocol(limit=_CHUNK_BYTES, loop=loop),
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -114,6 +120,7 @@ async def _start(argv: Sequence[str], umask: int) -> asyncio.subprocess.Process:
         )
     except (OSError, ValueError) as err:  # ValueError: a zero byte in an argument
         raise ToolFailed(command=_title(argv), reason=getattr(err, "strerror", None) or str(err)) from err
+    return transport, asyncio.subprocess.Process(transport, protocol, loop)
 
 
 async def _collect(
