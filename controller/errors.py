@@ -17,6 +17,7 @@
     ├── HostUnreachable              502
     │   ├── HostTimeout              504
     │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
+    ├── AgentRefusedToken            422
     ├── TransactionAborted           409  the host undid the work
     ├── CaptureCorrupt               502  other bytes arrived than the host announced
     ├── HostFilesMissing             409  some of a VM's host files cannot be had
@@ -248,6 +249,16 @@ class OutcomeUnknown(HostUnreachable):
     message = (
         "Host {name} was told to commit transaction {transaction} and has not said how it ended: {reason}. "
         "The records are brought in line when it answers again, before any other work on this VM"
+    )
+
+
+class AgentRefusedToken(Error):
+    """The agent answers, and does not know this token."""
+
+    status, code = 422, "agent-refused-token"
+    message = (
+        "The agent at {url} refuses the token given for host {name}; nothing was changed. "
+        "Give the secret that is in its token_file"
     )
 
 

@@ -1,0 +1,106 @@
+"""How the end of a transaction is written into the records, whoever learns of it: the operation, or a later one.
+
+Plain functions for the database's thread. Each takes the records to their new state in one transaction and may be
+run again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from agent.wire.base import Request
+from agent.wire.transaction import Transaction, VolumeOutcome
+from controller.db import write
+from controller.errors import SnapshotNotFound
+from controller.store import groups, operations, snapshots
+from controller.store.groups import NewGroup
+
+_KEY = "ending "
+
+
+class Ending(Request, kw_only=True, frozen=True):
+    """What a transaction does to the records. Remembered by an operation before its first change.
+
+    ``snapshot`` is made, reverted to or deleted; ``undo`` is the undo point of a revert. ``moves_current`` is
+    false for a revert of single volumes.
+    """
+
+    kind: Literal["snapshot", "revert", "delete"]
+    transaction: UUID
+    snapshot: UUID
+    undo: UUID | None = None
+    moves_current: bool = True
+
+    def promised(self) -> dict[str, Any]:
+        """Return what an operation remembers before it begins the transaction."""
+        return {f"{_KEY}{self.transaction}": self}
+
+
+def endings(memo: Mapping[str, Any]) -> list[Ending]:
+    """Return what an operation has promised so far."""
+    return [msgspec.convert(value, Ending) for key, value in memo.items() if key.startswith(_KEY)]
+
+
+def recorded(operation: UUID, new: NewGroup) -> None:
+    """Write a group as ``creating``, and remember that it is: a later run need not fetch its host files again."""
+    with write():
+        groups.create(new)
+        operations.progress(operation, memo={"recorded": True})
+
+
+def concluded(operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any]) -> None:
+    """Record a commit and remember the operation's result, which a later run answers with."""
+    with write():
+        committed(ending, view)
+        operations.progress(operation, memo={"concluded": result})
+
+
+def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:
+    """Record that the host carried it out; return the disks of a deletion that could not be done."""
+    with write():
+        if ending.kind == "snapshot":
+            groups.ready(ending.snapshot)
+        elif ending.kind == "revert":
+            groups.reverted(ending.snapshot, ending.undo, moves_current=ending.moves_current)
+        else:
+            return _deleted(ending.snapshot, view.outcomes)
+        return []
+
+
+def _deleted(snapshot: UUID, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome]:
+    """The snapshot goes with its backup files when every disk is done, and stays whole in what is left until then."""
+    for outcome in outcomes:
+        if outcome.done:
+            groups.merged(snapshot, outcome.target, outcome.fingerprints, outcome.new_backing)
+    left = {volume.target for volume in snapshots.group(snapshot).volumes if not volume.merged}
+    if left:
+        groups.settle(snapshot)
+    else:
+        groups.remove(snapshot)
+    told = {outcome.target: outcome for outcome in outcomes}
+    return [told.get(target, VolumeOutcome(target=target, done=False)) for target in sorted(left)]
+
+
+def undone(ending: Ending) -> None:
+    """Record that nothing came of it: what it was to make goes, the rest is ready as before. Again: no effect."""
+    with write():
+        made = ending.snapshot if ending.kind == "snapshot" else ending.undo
+        if made is not None:
+            _remove_unfinished(made, ending.transaction)
+        if ending.kind != "snapshot":
+            try:
+                groups.settle(ending.snapshot)
+            except SnapshotNotFound:
+                return
+
+
+def _remove_unfinished(snapshot: UUID, transaction: UUID) -> None:
+    """Remove a group that this transaction was to make whole. Another one's of the same UUID is not ours to remove."""
+    try:
+        group = snapshots.group(snapshot)
+    except SnapshotNotFound:
+        return
+    if group.snapshot.state == "creating" and group.transaction == transaction:
+        groups.remove(snapshot)

@@ -1,0 +1,208 @@
+"""The engine: runs queued operations in the background and sees to it that each of them ends.
+
+An operation is a row before it is anything else. The database hands rows out (``operations.claim_next``): the
+first of each VM's queue, as many per host as allowed; so a queue has no second copy in memory that a restart
+could lose. A row that is claimed carries this engine's name and a lease: a second controller on the same database,
+started by mistake, leaves it alone, and takes it over when the lease has run out.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from agent.web.errors import Error
+from agent.web.log import WORK_ID, kv
+from agent.wire.base import Request
+from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
+from agent.wire.problem import Problem
+from controller.db import Database
+from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
+from controller.hosts import Hosts
+from controller.operations.job import Job, Patience
+from controller.store import operations
+
+log = logging.getLogger("coldframe.operations")
+
+T = TypeVar("T")
+Run = Callable[[Job], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """``per_host``: operations at once on one host; two keep a disk busy and leave the guests their share.
+
+    ``owner_lease_s``: after a crash nobody touches this engine's operations for so long; it is renewed at a third.
+    ``record_retry_s``: between tries to record an end that the database refused to take.
+    """
+
+    per_host: int = 4
+    owner_lease_s: float = 15.0
+    record_retry_s: float = 2.0
+    patience: Patience = field(default_factory=Patience)
+
+
+class Engine:
+    """Runs operations of the given kinds until it is closed. Used on the event loop's thread only."""
+
+    def __init__(self, db: Database, hosts: Hosts, kinds: Mapping[str, Run], limits: Limits | None = None) -> None:
+        self.db = db
+        self.hosts = hosts
+        self.kinds = kinds
+        self.limits = limits or Limits()
+        self.owner = secrets.token_hex(8)
+        self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
+        self._nudge = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.create_task(self._serve(), name="operations")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop. What is under way stays as its row says and is resumed by the next engine, at once."""
+        tasks = [task for _, task in self._jobs.values()]
+        if self._loop is not None:
+            tasks.append(self._loop)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.db.run(operations.renew, self.owner, 0.0)
+
+    async def submit(
+        self, kind: str, request: Request, *, vm: UUID | None, host: str | None, key: str | None = None
+    ) -> Operation:
+        """Queue an operation; the same idempotency key and request give the same one. Raises IdempotencyConflict."""
+        if kind not in self.kinds:
+            raise KeyError(kind)
+        operation = await self.db.run(operations.enqueue, kind, vm, host, msgspec.to_builtins(request), key=key)
+        self._nudge.set()
+        return operation
+
+    def nudge(self) -> None:
+        """Look for operations that were queued by others than ``submit``."""
+        self._nudge.set()
+
+    async def wait(self, uuid: UUID, timeout_s: float) -> Operation:
+        """Return the operation when it has ended, or as it is after ``timeout_s``. Raises OperationNotFound."""
+        version = self.db.version
+        operation = await self.db.run(operations.get, uuid)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while operation.state not in OPERATION_ENDED:
+                    await self.db.changed(version)
+                    version = self.db.version
+                    operation = await self.db.run(operations.get, uuid)
+        return operation
+
+    async def cancel(self, uuid: UUID) -> Operation:
+        """Cancel: a queued operation ends at once, a running one before its next step, unless commit was sent.
+
+        Raises OperationNotFound, OperationNotCancellable.
+        """
+        held = self._jobs.get(uuid)
+        if held is not None:
+            if held[0].sealed:
+                raise OperationNotCancellable(operation=uuid, state="being committed")
+            held[0].cancelled = True
+        operation = await self.db.run(operations.cancel, uuid)
+        self._nudge.set()
+        return operation
+
+    async def _serve(self) -> None:
+        """Take over what other engines left, start what may run, keep the lease; again at every nudge."""
+        while True:
+            self._nudge.clear()
+            failure = await outcome(self._round())
+            if isinstance(failure, Exception):
+                log.error(kv("operations-round-failed"), exc_info=failure)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.owner_lease_s / 3):
+                    await self._nudge.wait()
+
+    async def _round(self) -> None:
+        lease_s = self.limits.owner_lease_s
+        await self.db.run(operations.renew, self.owner, lease_s)
+        await self._drop_lost()
+        for left in await self.db.run(operations.unfinished, self.owner):
+            if await self.db.run(operations.claim, left.operation.uuid, self.owner, lease_s):
+                self._start(await self.db.run(operations.job, left.operation.uuid))
+        while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
+            self._start(row)
+
+    async def _drop_lost(self) -> None:
+        """Let go of jobs that another engine has taken over because we were not heard of for too long."""
+        for uuid, (_, task) in list(self._jobs.items()):
+            row = await self.db.run(operations.job, uuid)
+            if row.owner != self.owner and row.operation.state == "running":
+                log.error(kv("operation-lost", operation=uuid, owner=row.owner))
+                task.cancel()
+
+    def _start(self, row: operations.Job) -> None:
+        uuid = row.operation.uuid
+        if uuid in self._jobs:
+            return
+        job = Job(row, self.db, self.hosts, self.limits.patience)
+        task = asyncio.create_task(self._run(job), name=f"operation {uuid}")
+        self._jobs[uuid] = (job, task)
+        task.add_done_callback(lambda _: self._ended(uuid))
+
+    def _ended(self, uuid: UUID) -> None:
+        self._jobs.pop(uuid, None)
+        self._nudge.set()
+
+    async def _run(self, job: Job) -> None:
+        """Run one job to its recorded end, whatever happens inside it."""
+        WORK_ID.set(str(job.uuid))
+        ended = await outcome(self.kinds[job.row.operation.kind](job))
+        if isinstance(ended, Exception):
+            await self._take_back(job, ended)
+        while (failure := await outcome(self._record(job, ended))) is not None:
+            # The caller still waits and the row still says "running": the database must take the end, sooner or later.
+            log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
+            await asyncio.sleep(self.limits.record_retry_s)
+
+    async def _take_back(self, job: Job, reason: Exception) -> None:
+        """Undo the steps of a failed job, last first. A step that cannot be taken back does not keep the others."""
+        if isinstance(reason, OutcomeUnknown):
+            return
+        for undo in job.pending_undo():
+            failure = await outcome(undo())
+            if isinstance(failure, Exception):
+                log.error(kv("undo-failed", operation=job.uuid), exc_info=failure)
+
+    @staticmethod
+    def problem_of(job: Job, err: Exception) -> Problem:
+        """Return what a caller may know: our own errors as they are, of any other nothing but that it happened."""
+        if isinstance(err, Error):
+            return err.problem()
+        log.error(kv("operation-crashed", operation=job.uuid, kind=job.row.operation.kind), exc_info=err)
+        return Error(operation=str(job.uuid)).problem()
+
+    async def _record(self, job: Job, ended: dict[str, Any] | Exception) -> None:
+        state: OperationState = "succeeded"
+        if isinstance(ended, Exception):
+            state = "cancelled" if isinstance(ended, OperationCancelled) else "failed"
+            error = self.problem_of(job, ended)
+            await self.db.run(operations.finish, job.uuid, state, error=error)
+            log.warning(kv("operation-ended", operation=job.uuid, state=state, code=error.code, detail=error.detail))
+        else:
+            await self.db.run(operations.finish, job.uuid, state, result=ended)
+            log.info(kv("operation-ended", operation=job.uuid, state=state))
+
+
+async def outcome(work: Awaitable[T]) -> T | Exception:
+    """Return what the work returns or raises: the root of background work, where nothing may be lost."""
+    try:
+        return await work
+    except Exception as err:  # noqa: BLE001 - the root of a background operation
+        return err

@@ -1,0 +1,146 @@
+"""One operation as the module of its kind sees it.
+
+Everything that a second run needs to find what the first one did is either derived from the operation's UUID or
+remembered in its row before it is used, so that a job may be run again from the top after a crash at any line.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID, uuid5
+
+import msgspec
+
+from agent.client import AgentClient
+from agent.web.log import kv
+from controller.db import Database
+from controller.errors import OperationCancelled
+from controller.hosts import Hosts
+from controller.store import operations
+
+log = logging.getLogger("coldframe.operations")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Undo = Callable[[], Awaitable[object]]
+
+_SEALED = "sealed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long an operation bears with a host.
+
+    ``lease_s`` is asked of the agent and renewed at a third of it, so that two renewals may be lost. A host that
+    does not answer before commit was sent is tried ``tries`` times: giving up there is safe, the lease undoes
+    what it staged. After commit was sent only the host knows how it ended, so it is asked until
+    ``outcome_deadline_s``; ``retry_s`` grows twofold up to ``retry_max_s``. ``poll_s`` is between two looks at a merge.
+    """
+
+    lease_s: float = 120.0
+    tries: int = 3
+    retry_s: float = 0.5
+    retry_max_s: float = 10.0
+    outcome_deadline_s: float = 600.0
+    poll_s: float = 0.5
+
+
+@dataclass
+class Job:
+    """One operation under way. ``request`` is the caller's, ``memo`` what earlier steps remembered."""
+
+    row: operations.Job
+    db: Database
+    hosts: Hosts
+    patience: Patience = field(default_factory=Patience)
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.memo: dict[str, Any] = dict(self.row.memo)
+        self.cancelled = self.cancelled or self.row.cancel_requested
+        self._undo: list[Undo] = []
+
+    @property
+    def uuid(self) -> UUID:
+        """The operation's UUID."""
+        return self.row.operation.uuid
+
+    @property
+    def vm(self) -> UUID:
+        """The VM that the operation is about."""
+        vm = self.row.operation.vm
+        if vm is None:
+            raise TypeError(f"operation {self.uuid} of kind {self.row.operation.kind} has no VM")
+        return vm
+
+    @property
+    def host(self) -> str:
+        """The host that the VM was on when the operation was asked for."""
+        host = self.row.operation.host
+        if host is None:
+            raise TypeError(f"operation {self.uuid} of kind {self.row.operation.kind} has no host")
+        return host
+
+    @property
+    def client(self) -> AgentClient:
+        """The client of the operation's host. Raises HostNotFound when it was removed."""
+        return self.hosts.client(self.host)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether commit may have been sent, so that cancelling is too late."""
+        return bool(self.memo.get(_SEALED))
+
+    def id_for(self, role: str) -> UUID:
+        """Return the UUID of what this operation makes, the same one at every run."""
+        return uuid5(self.uuid, role)
+
+    def wanted(self, kind: type[T]) -> T:
+        """Return the caller's request as its type."""
+        return msgspec.convert(self.row.request, kind)
+
+    def recalled(self, key: str, kind: type[T]) -> T | None:
+        """Return what an earlier step, perhaps before a restart, remembered under ``key``."""
+        return msgspec.convert(self.memo[key], kind) if key in self.memo else None
+
+    async def step(self, name: str, facts: dict[str, Any] | None = None) -> None:
+        """Show what comes next, and remember ``facts``: they are there after a restart once this returns.
+
+        Raises OperationCancelled where that was asked for and is still safe.
+        """
+        if self.cancelled and not self.sealed:
+            raise OperationCancelled(operation=self.uuid)
+        log.info(kv("step", operation=self.uuid, kind=self.row.operation.kind, vm=self.row.operation.vm, step=name))
+        memo = {key: msgspec.to_builtins(value) for key, value in (facts or {}).items()}
+        self.memo.update(memo)
+        await self.db.run(operations.progress, self.uuid, step=name, memo=memo)
+
+    async def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how far the work is."""
+        await self.db.run(operations.progress, self.uuid, done_bytes=done_bytes, total_bytes=total_bytes)
+
+    async def seal(self) -> None:
+        """Announce that commit is sent next: from here on the job cannot be cancelled and is never undone unasked.
+
+        The memory is set before the row, so that a cancel which comes in between is refused.
+        """
+        if self.sealed:
+            return
+        if self.cancelled:
+            raise OperationCancelled(operation=self.uuid)
+        self.memo[_SEALED] = True
+        await self.db.run(operations.progress, self.uuid, step="commit", memo={_SEALED: True})
+
+    def on_failure(self, undo: Undo) -> None:
+        """Register what takes the next step back. It must be harmless where that step never happened."""
+        self._undo.append(undo)
+
+    def settled(self) -> None:
+        """Forget what was registered: the work stands and is not taken back by a later failure."""
+        self._undo.clear()
+
+    def pending_undo(self) -> list[Undo]:
+        """Hand over what takes the steps back, last step first."""
+        undo, self._undo = self._undo[::-1], []
+        return undo

@@ -1,0 +1,24 @@
+"""The kinds of operation by the name that the API shows."""
+
+from collections.abc import Mapping
+
+from controller.operations import (
+    backup_host_files,
+    revert,
+    snapshot_create,
+    snapshot_delete,
+    sync,
+    ungroup,
+    vm_forget,
+)
+from controller.operations.engine import Run
+
+KINDS: Mapping[str, Run] = {
+    "snapshot-create": snapshot_create.run,
+    "snapshot-revert": revert.run,
+    "snapshot-delete": snapshot_delete.run,
+    "snapshot-ungroup": ungroup.run,
+    "vm-sync": sync.run,
+    "vm-backup-host-files": backup_host_files.run,
+    "vm-forget": vm_forget.run,
+}

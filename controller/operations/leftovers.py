@@ -1,0 +1,89 @@
+"""What earlier operations of a VM left open: settled before anything else is done with it.
+
+An operation that could not learn in time how its transaction ended leaves its snapshot ``creating``, ``reverting``
+or ``deleting``. The host that was told to commit decides; until it has said so no other work on the VM begins.
+"""
+
+from uuid import UUID
+
+from agent.wire.snapshot import Snapshot
+from controller.db import read
+from controller.operations import ending, transaction
+from controller.operations.ending import Ending
+from controller.operations.job import Job
+from controller.store import groups, operations, snapshots, vms
+
+_OPEN = ("creating", "reverting", "deleting")
+_AT_ONCE = 1000  # leftovers are a handful after a bad day; a page is bounded all the same
+
+
+async def settle(job: Job) -> None:
+    """Bring the VM's snapshots into settled states. Raises OutcomeUnknown while a host does not say.
+
+    The job's own, which a resumed job finds as its last run left them, are not touched.
+    """
+    own = {uuid for one in ending.endings(job.memo) for uuid in (one.snapshot, one.undo)}
+    for row, promised in await job.db.run(_unsettled, job.vm, own):
+        await _settle_one(Job(row, job.db, job.hosts, job.patience), promised)
+    for one in await job.db.run(_open_snapshots, job.vm, own):
+        await _settle_unclaimed(job, one)
+
+
+async def _settle_one(old: Job, promised: Ending) -> None:
+    """Ask how an earlier operation's transaction ended, and record it."""
+    view = await transaction.outcome_of(old, promised.transaction)
+    if view is not None and view.state == "committed":
+        await old.db.run(ending.committed, promised, view)
+    else:
+        await old.db.run(ending.undone, promised)
+
+
+async def _settle_unclaimed(job: Job, one: Snapshot) -> None:
+    """Settle what no operation was told to commit: it was never carried out, unless the host says otherwise."""
+    group = await job.db.run(snapshots.group, one.uuid)
+    if one.state != "creating":
+        await job.db.run(groups.settle, one.uuid)
+        return
+    view = None if group.transaction is None else await transaction.outcome_of(job, group.transaction)
+    if view is not None and view.state == "committed":
+        await job.db.run(groups.ready, one.uuid, current=view.kind == "snapshot")
+    else:
+        await job.db.run(groups.remove, one.uuid)
+
+
+def vms_with_leftovers(host: str) -> list[UUID]:
+    """Return the VMs of a host that have something to settle and no operation that will do so."""
+    with read():
+        found = {one.vm for state in _OPEN for one in snapshots.page(_AT_ONCE, state=state).items}
+        waiting = [vm for vm in found if operations.open_count(vm=vm) == 0]
+        return sorted(vm for vm in waiting if vms.get(vm).host == host)
+
+
+def _open_snapshots(vm: UUID, but: set[UUID | None]) -> list[Snapshot]:
+    with read():
+        found = [one for state in _OPEN for one in snapshots.page(_AT_ONCE, vm=vm, state=state).items]
+    return [one for one in found if one.uuid not in but]
+
+
+def _unsettled(vm: UUID, but: set[UUID | None]) -> list[tuple[operations.Job, Ending]]:
+    """Return, for each open snapshot, the newest operation that promised to bring it out of that state.
+
+    A VM's operations run one after the other, so an older one of the same kind has had its end recorded.
+    """
+    with read():
+        left = _open_snapshots(vm, but)
+        found: dict[UUID, tuple[operations.Job, Ending]] = {}
+        if left:
+            for one in operations.page(_AT_ONCE, vm=vm).items:
+                row = operations.job(one.uuid)
+                for promised in ending.endings(row.memo):
+                    for snapshot in (each.uuid for each in left if _concerns(promised, each)):
+                        found.setdefault(snapshot, (row, promised))
+    return list({promised.transaction: (row, promised) for row, promised in found.values()}.values())
+
+
+def _concerns(promised: Ending, one: Snapshot) -> bool:
+    """Return whether this is what put the snapshot into its open state."""
+    if one.state == "creating":
+        return one.uuid == (promised.snapshot if promised.kind == "snapshot" else promised.undo)
+    return one.uuid == promised.snapshot and promised.kind == {"reverting": "revert", "deleting": "delete"}[one.state]

@@ -1,0 +1,202 @@
+"""Revert: put a VM back on a snapshot, disks and host files together.
+
+The present state is kept first as an automatic undo point, unless the caller says otherwise; of these only the
+newest stays. With ``volumes`` only those disks go back: the host files are left alone, and the VM still stands on
+the snapshot that it stood on, since only part of it moved.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from agent.web.errors import Error, InvalidRequest
+from agent.wire.base import Request
+from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
+from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
+from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
+from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
+from controller.operations.ending import Ending
+from controller.operations.job import Job
+from controller.operations.snapshot_create import completeness
+from controller.store import backup_files, groups, snapshots, vms
+from controller.store.contents import Held
+from controller.store.groups import NewGroup
+from controller.store.snapshots import Group
+
+
+class Wanted(Request, kw_only=True, frozen=True):
+    """The snapshot to go back to, and whether the present state is kept. ``volumes``: these disks alone."""
+
+    snapshot: UUID
+    undo_point: bool = True
+    volumes: list[str] | None = None
+
+
+async def run(job: Job) -> dict[str, Any]:
+    """Revert; the result names the undo point, the host files that were kept, and the undo points that went."""
+    wanted = job.wanted(Wanted)
+    result = job.recalled("concluded", dict[str, Any])
+    if result is None:
+        await leftovers.settle(job)
+        result = await _go_back(job, wanted)
+    remarks = await (sync.refreshed(job) if wanted.volumes is not None else sync.looked(job))
+    retired = await _retire(job, UUID(result["undo_point"]), remarks) if result["undo_point"] else []
+    return {**result, "retired_undo_points": retired, "remarks": remarks}
+
+
+async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
+    await job.step("check")
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    uploads = {} if wanted.volumes is not None else await job.db.run(_bytes_of, group)
+    end = Ending(
+        kind="revert",
+        transaction=job.id_for("transaction"),
+        snapshot=wanted.snapshot,
+        undo=job.id_for("undo") if wanted.undo_point else None,
+        moves_current=wanted.volumes is None,
+    )
+    request = build_request(job, wanted, group, end)
+    job.on_failure(partial(job.db.run, ending.undone, end))
+    await job.step("prepare", end.promised())
+    await job.db.run(groups.begin, wanted.snapshot, "reverting")
+    view = await transaction.prepare(job, end.transaction, request)
+    async with transaction.leased(job, view.id):
+        if view.state == "prepared":
+            await job.step("upload host files")
+            await _upload(job, request, uploads)
+            await _keep_present(job, wanted, group, end, view)
+        view = await transaction.commit(job, view)
+    had = sync.expected_of(await job.db.run(vms.definition, job.vm, job.host))
+    result = _result(wanted, group, end, view, had)
+    await job.db.run(ending.concluded, job.uuid, end, view, result)
+    job.settled()
+    return result
+
+
+def _bytes_of(group: Group) -> dict[HostFileType, bytes]:
+    """Return the snapshot's host files, each checked against its hash, before anything is begun."""
+    return {one.type: backup_files.data(one.uuid) for one in group.backups}
+
+
+def build_request(job: Job, wanted: Wanted, group: Group, end: Ending) -> RevertRequest:
+    """Say what goes back. Raises InvalidRequest, SnapshotPartlyDeleted."""
+    alone = wanted.volumes is not None
+    targets = {volume.target for volume in group.volumes} if wanted.volumes is None else set(wanted.volumes)
+    volumes = [volume for volume in group.volumes if volume.target in targets]
+    if unknown := targets - {volume.target for volume in volumes}:
+        raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
+    if gone := [volume.target for volume in volumes if volume.merged]:
+        raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
+    refs = [
+        HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
+        for one in group.backups
+    ]
+    return RevertRequest(
+        vm=job.vm,
+        snapshot=wanted.snapshot,
+        volumes=[FrozenVolume(target=one.target, path=one.path, fingerprint=one.fingerprint) for one in volumes],
+        host_files=[] if alone else refs,
+        remove=[] if alone else _absent(group),
+        excluded=group.snapshot.excluded,
+        alone=alone,
+        undo=end.undo,
+        lease_s=job.patience.lease_s,
+    )
+
+
+def _absent(group: Group) -> list[HostFileType]:
+    """Return the types that the VM certainly did not have: only a complete snapshot can say so."""
+    if group.snapshot.host_files.state != "complete":
+        return []
+    return [one for one in HOST_FILE_TYPES if one not in group.snapshot.host_files.expected]
+
+
+async def _upload(job: Job, request: RevertRequest, uploads: dict[HostFileType, bytes]) -> None:
+    for ref in request.host_files:
+        call = partial(job.client.upload, job.id_for("transaction"), ref.type, uploads[ref.type], ref.sha256)
+        await transaction.reach(job, call)
+
+
+async def _keep_present(job: Job, wanted: Wanted, group: Group, end: Ending, view: Transaction) -> None:
+    """Write the undo point as ``creating``: the frozen present disks, and the present host files."""
+    if end.undo is None or job.recalled("recorded", bool):
+        return
+    await job.step("record the undo point")
+    held = {} if wanted.volumes is not None else await transaction.fetch(job, view)
+    facts = await job.db.run(vms.definition, job.vm, job.host)
+    covered = {volume.target for volume in view.volumes}
+    others = [disk.target for disk in facts.disks if disk.target not in covered]
+    new = _undo_group(job, wanted, view, held, others)
+    new = replace(new, description=f"the state before the revert to {group.snapshot.name}")
+    await job.db.run(ending.recorded, job.uuid, new)
+
+
+def _undo_group(
+    job: Job, wanted: Wanted, view: Transaction, held: dict[HostFileType, Held], others: list[str]
+) -> NewGroup:
+    state, reason = completeness(view, "best-effort")
+    if wanted.volumes is not None:
+        state, reason = "none", f"only {', '.join(wanted.volumes)} was reverted; the host files were left alone"
+    return NewGroup(
+        uuid=job.id_for("undo"),
+        vm=job.vm,
+        host=job.host,
+        name=f"undo-{job.row.operation.created_at:%Y-%m-%dT%H:%M:%SZ}",
+        transaction=view.id,
+        volumes=view.volumes,
+        host_files_state=state,
+        host_files=held,
+        expected=[] if wanted.volumes is not None else view.expected,
+        missing=[] if wanted.volumes is not None else [one.type for one in view.missing],
+        reason=reason,
+        automatic=True,
+        excluded=sorted({*view.excluded, *others}),
+        domain_xml=view.domain_xml,
+        firmware=view.firmware,
+        tpm_secret=view.tpm_secret,
+    )
+
+
+def _result(wanted: Wanted, group: Group, end: Ending, view: Transaction, had: list[HostFileType]) -> dict[str, Any]:
+    alone = wanted.volumes is not None
+    return {
+        "snapshot": str(wanted.snapshot),
+        "undo_point": None if end.undo is None else str(end.undo),
+        "volumes": wanted.volumes if alone else [volume.target for volume in group.volumes],
+        "host_files": "left-alone" if alone else "restored" if group.backups else "none-held",
+        "restored": [] if alone else [one.type for one in group.backups],
+        "removed": [] if alone else [one for one in _absent(group) if one in had],
+        "kept": view.kept,
+        "current": not alone,
+    }
+
+
+async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
+    """Delete the older automatic undo points on which nothing stands; what fails is a remark and fails nothing."""
+    gone = []
+    for uuid in await job.db.run(snapshots.older_automatic, job.vm, newest):
+        try:
+            if await _retire_one(job, uuid):
+                gone.append(str(uuid))
+        except OutcomeUnknown as err:
+            job.settled()
+            remarks.append(f"undo point {uuid}: {err}")
+        except Error as err:
+            for undo in job.pending_undo():
+                await undo()
+            remarks.append(f"undo point {uuid} was kept: {sync.reason_of(err)}")
+    return gone
+
+
+async def _retire_one(job: Job, uuid: UUID) -> bool:
+    """Delete one, unless something stands on it or it is protected: return whether it went."""
+    group = await job.db.run(snapshots.group, uuid)
+    facts = await job.db.run(vms.definition, job.vm, job.host)
+    stood_on = [await snapshot_delete.children_of(job, facts, one) for one in group.volumes if not one.merged]
+    if group.snapshot.protected or any(stood_on):
+        return False
+    end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
+    await snapshot_delete.merge(job, end, group)
+    job.settled()
+    return True
