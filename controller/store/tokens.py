@@ -55,12 +55,15 @@ def verify(secret: str) -> wire.Token | None:
     return _wire(row)
 
 
+def get(uuid: UUID) -> wire.Token:
+    """Return a token that was not revoked. Raises TokenNotFound."""
+    return _wire(_row(uuid))
+
+
 def revoke(uuid: UUID) -> wire.Token:
     """Put a token out of force at once and return it; event ``token.revoked``. Raises TokenNotFound."""
     with write():
-        row = Token.get_or_none(Token.uuid == uuid, Token.revoked_at.is_null())
-        if row is None:
-            raise TokenNotFound(token=uuid)
+        row = _row(uuid)
         Token.update(revoked_at=utc_now()).where(Token.uuid == uuid).execute()
         events.append("token.revoked", data={"token": uuid, "name": row.name})
     return _wire(row)
@@ -71,6 +74,13 @@ def page(limit: int, after: str | None = None) -> Slice[wire.Token, str]:
     query = Token.select().where(Token.revoked_at.is_null())
     rows = after_position(query, (Token.name,), after).limit(limit + 1)
     return page_of([_wire(row) for row in rows], limit, lambda token: token.name)
+
+
+def _row(uuid: UUID) -> Token:
+    row = Token.get_or_none(Token.uuid == uuid, Token.revoked_at.is_null())
+    if row is None:
+        raise TokenNotFound(token=uuid)
+    return row
 
 
 def _hash(secret: str) -> str:
