@@ -62,6 +62,7 @@ def unpack(data: bytes, directory: Path, name: str = "", like: Path | None = Non
     """
     members = tpm_archive.read_members(data)
     _check_members(members, directory, name)
+    _claim(directory)
     try:
         _write(members, directory, like)
     except OSError as err:
@@ -72,10 +73,18 @@ def unpack(data: bytes, directory: Path, name: str = "", like: Path | None = Non
         raise
 
 
-def _write(members: dict[str, bytes], directory: Path, like: Path | None) -> None:
-    if directory.exists() and any(directory.iterdir()):
+def _claim(directory: Path) -> None:
+    """Make the directory, or refuse one that holds something: from here on all in it is ours to remove."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        taken = any(directory.iterdir())
+    except OSError as err:
+        raise StorageFailed(action="creating", path=str(directory), reason=err.strerror or str(err)) from err
+    if taken:
         raise StorageFailed(action="writing", path=str(directory), reason="the directory is not empty")
-    directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _write(members: dict[str, bytes], directory: Path, like: Path | None) -> None:
     states = [directory / state for state in sorted({member.split("/")[0] for member in members})]
     for state in states:
         state.mkdir(mode=0o700)

@@ -37,7 +37,6 @@ def held_open(image: Path, *options: str) -> Iterator[None]:
         process.communicate(b"quit\n")
 
 
-@pytest.mark.case("S8")
 def test_qemu_cannot_write_to_an_image_that_we_hold(image: Path) -> None:
     with ImageLock.take("vda", image):
         refused = write(image)
@@ -46,7 +45,6 @@ def test_qemu_cannot_write_to_an_image_that_we_hold(image: Path) -> None:
     assert write(image).returncode == 0
 
 
-@pytest.mark.case("S8")
 def test_a_virtual_machine_cannot_start_on_an_image_that_we_hold(image: Path) -> None:
     machine = ["qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-drive"]
     with ImageLock.take("vda", image):

@@ -138,7 +138,6 @@ async def test_a_cancelled_creation_leaves_nothing(tmp_path: Path) -> None:
             (tmp_path / "top").unlink()
 
 
-@pytest.mark.case("S12")
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
