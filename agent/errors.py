@@ -380,3 +380,10 @@ class HypervisorTimeout(HypervisorUnavailable):
 
     status, code = 504, "hypervisor-timeout"
     message = "libvirt at {uri} did not answer {call} within {timeout_s} s. The agent reconnects by itself; try again"
+
+
+class StateDirInUse(Error):
+    """Another agent works on this state directory."""
+
+    status, code = 503, "state-dir-in-use"
+    message = "Another agent works on {state_dir}; two would undo each other's work. Stop it, or set state_dir"

@@ -72,7 +72,7 @@ class Ended(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="
 
 Record = Begin | Planned | Prepared | Commit | Rollback | Ended
 _decode = msgspec.json.Decoder(Record).decode
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=str).encode  # facts of a Problem may be paths
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class HostFileRequest(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind
     sha256: str
 
 
-class Step(msgspec.Struct, kw_only=True, frozen=True):
+class Step(msgspec.Struct, kw_only=True, frozen=True, tag_field="step"):
     """One thing to do. Every step can be done twice and undone twice with the effect of once."""
 
     @property
