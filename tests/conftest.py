@@ -2,6 +2,6 @@
 
 from tests import blocking
 
-pytest_plugins = ["tests.cases"]
+pytest_plugins = ["tests.cases", "tests.lab.fixtures"]
 
 blocking.forbid()

@@ -51,7 +51,7 @@ class Console:
         self._socket.sendall(text.encode("ascii"))
 
     def expect(self, pattern: re.Pattern[str], timeout_s: float) -> str:
-        """Read until ``pattern`` is found; returns and consumes what was read. Raises LabError with it when time is up."""
+        """Read until ``pattern`` is found; returns and consumes what was read. Raises LabError in the end."""
         if self._socket is None:
             self.connect()
         assert self._socket is not None

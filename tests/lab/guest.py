@@ -159,6 +159,15 @@ class Guest:
         self.destroy()
         self.host.virsh("undefine", "--nvram", "--managed-save", str(self.uuid))
 
+    def remove(self) -> None:
+        """Leave nothing of it behind, whatever state it is in; its first disks and their overlays go too."""
+        self.console.close()
+        self.host.virsh("destroy", str(self.uuid), check=False)
+        self.host.virsh("undefine", "--nvram", "--managed-save", str(self.uuid), check=False)
+        for image in self.host.path(IMAGES).glob(f"*{self.uuid}*"):
+            image.unlink()
+        self.host.guests.remove(self)
+
     # in the UEFI shell
 
     def set_variable(self, name: str, text: str) -> None:

@@ -10,6 +10,7 @@ Runs under ``python -I -S``: standard library only, nothing of this project.
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -82,8 +83,8 @@ def private_sysfs() -> None:
 def apply(plan: dict[str, Any]) -> None:
     """Make the host that ``plan`` describes.
 
-    ``hostname`` or null, ``scratch`` (a directory), ``sysfs`` and ``devices`` (whether to make private ones) and
-    ``binds``, a list of source and target.
+    ``hostname`` or null, ``scratch`` (a directory), ``sysfs`` and ``devices`` (whether to make private ones),
+    ``binds``, a list of source and target, and ``remove``, a directory to remove in the end or null.
     """
     scratch = Path(plan["scratch"])
     if plan["hostname"] is not None:
@@ -99,10 +100,17 @@ def apply(plan: dict[str, Any]) -> None:
         mount(source, target, None, MS_BIND | MS_REC)
 
 
+def leave(root: str) -> None:
+    """End every other process and remove the directory that was made for this host."""
+    os.kill(-1, signal.SIGKILL)
+    shutil.rmtree(root, ignore_errors=True)
+
+
 def main() -> None:
     """Set up, report, wait for the end of standard input."""
+    plan = json.loads(sys.stdin.readline())
     try:
-        apply(json.loads(sys.stdin.readline()))
+        apply(plan)
     except OSError as err:
         sys.stdout.write(f"failed: {err}\n")
         return
@@ -112,6 +120,8 @@ def main() -> None:
     sys.stdout.flush()
     while os.read(0, 4096):
         pass
+    if plan["remove"]:
+        leave(plan["remove"])
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class LabHost(Namespace):
     """
 
     def __init__(self, name: str, root: Path | None = None, *, hook: bool = True) -> None:
-        self._temporary = root is None
-        super().__init__(name, root or Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp")), BINDS, devices=True)
+        where = root or Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
+        super().__init__(name, where, BINDS, devices=True, temporary=root is None)
         self._with_hook = hook
         self._libvirtd: Process | None = None
         self.guests: list[Guest] = []
@@ -68,8 +68,6 @@ class LabHost(Namespace):
         for guest in self.guests:
             guest.console.close()
         super().close()
-        if self._temporary:
-            shutil.rmtree(self.root, ignore_errors=True)
 
     @property
     def uri(self) -> str:

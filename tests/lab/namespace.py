@@ -29,6 +29,10 @@ COVERED = ("/run", "/var/log", "/var/cache", "/dev", "/sys", "/proc")
 SPAWN = 'exec 3>&1 >>"$LAB_LOG" 2>&1 </dev/null; setsid "$@" 3>&- & echo $! >&3'
 
 
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("COLDFRAME_")}
+
+
 class Process:
     """A process that ``Namespace.spawn`` started. ``pid`` is its number inside; it is no child of this process."""
 
@@ -60,6 +64,7 @@ class Namespace:
 
     ``binds`` maps a path as seen inside to the directory below ``root`` that takes its place; ``devices`` gives it
     a small /dev of its own, without /dev/kvm. With ``network=False`` it shares the machine's network and host name.
+    With ``temporary`` the whole of ``root`` is removed in the end, also when this process is killed.
     """
 
     def __init__(
@@ -70,11 +75,12 @@ class Namespace:
         *,
         devices: bool = False,
         network: bool = True,
+        temporary: bool = False,
     ) -> None:
         self.name = name
         self.root = root.resolve()
         self._binds = dict(binds or {})
-        self._devices, self._network = devices, network
+        self._devices, self._network, self._temporary = devices, network, temporary
         self._holder: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Namespace":
@@ -123,6 +129,7 @@ class Namespace:
             "scratch": str(scratch),
             "devices": self._devices,
             "sysfs": self._network,
+            "remove": str(self.root) if self._temporary else None,
             "binds": [[str(self.root / below), target] for target, below in self._binds.items()],
         }
 
@@ -179,7 +186,7 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         """Run one command inside and wait; raises LabError with its output unless it ends with 0 or ``check`` is off.
 
-        ``env`` adds to this process's environment.
+        ``env`` adds to this process's environment, of which nothing that configures Coldframe is passed on.
         """
         done = subprocess.run(
             self.argv(argv, cwd),
@@ -189,7 +196,7 @@ class Namespace:
             errors="replace",
             timeout=timeout_s,
             check=False,
-            env={**os.environ, **(env or {})},
+            env={**_environment(), **(env or {})},
         )
         if check and done.returncode != 0:
             words = " ".join(str(word) for word in argv)
