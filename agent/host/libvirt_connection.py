@@ -12,7 +12,7 @@ import libvirt
 
 from agent.errors import HypervisorUnavailable
 from agent.host.libvirt_link import DomainEvent, Link, is_transport_error
-from agent.host.threads import Turn, in_thread
+from agent.host.threads import Turn, in_thread, note_failure
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -114,6 +114,7 @@ class Connection:
             raise HypervisorUnavailable(uri=self._uri, reason="the agent is stopping")
         if self._opening is None:
             self._opening = asyncio.create_task(self._open(), name="libvirt-open")
+            self._opening.add_done_callback(note_failure)
         # Shared by all who wait, and not ended when one of them gives up: an attempt that hangs is the only one.
         return await asyncio.shield(self._opening)
 

@@ -24,6 +24,7 @@ def in_thread(work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asy
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
+    future.add_done_callback(note_failure)
 
     def settle(outcome: Callable[[], None]) -> None:
         if not future.done():
@@ -43,6 +44,12 @@ def in_thread(work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asy
 
     threading.Thread(target=run, name="blocking-call", daemon=True).start()
     return future
+
+
+def note_failure(future: asyncio.Future[Any]) -> None:
+    """Mark the future's error as seen, so that asyncio does not report what its caller gave up waiting for."""
+    if not future.cancelled():
+        future.exception()
 
 
 class Turn:
