@@ -1,0 +1,135 @@
+"""The commands of ``coldframe-controller``."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from agent.web import log, settings
+from agent.web.auth import read_secret_file
+from agent.web.errors import Error, SettingsError
+from agent.web.serving import tls_context
+from agent.wire.access import NewToken, Role
+from controller import config
+
+NAME = "coldframe-controller"
+FAILED, USAGE = 1, 2
+
+app = typer.Typer(name=NAME, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+token = typer.Typer(help="API tokens, without the daemon.")
+app.add_typer(token, name="token")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help=f"Settings; {config.DEFAULT_FILE} is the default.", metavar="FILE")
+]
+DatabaseOption = Annotated[str | None, typer.Option(help="Overrides the setting of this name.", metavar="URL")]
+
+
+def _load(file: Path | None, **flags: str | None) -> settings.Loaded[config.Config]:
+    return config.load(file, os.environ, flags)
+
+
+@app.callback()
+def common() -> None:
+    """Coldframe's controller: records, orchestration and the API of all hosts."""
+
+
+@app.command()
+def serve(
+    file: ConfigOption = None,
+    listen: Annotated[str | None, typer.Option(help="Overrides the setting.", metavar="ADDRESS:PORT")] = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    from controller.app import serve as daemon  # noqa: PLC0415 - the other commands need none of it
+
+    loaded = _load(file, listen=listen, database=database)
+    log.configure(loaded.settings.log_level)
+    asyncio.run(daemon(loaded.settings))
+
+
+@app.command()
+def migrate(file: ConfigOption = None, database: DatabaseOption = None) -> None:
+    """Create the database or bring it up to date; the daemon does the same when it starts."""
+    applied = asyncio.run(_with_database(_load(file, database=database).settings.database, lambda: None))
+    typer.echo(f"Applied: {', '.join(applied[0])}" if applied[0] else "The database is up to date")
+
+
+@app.command()
+def check(file: ConfigOption = None) -> None:
+    """Check settings, secrets, TLS files and the database's place; nothing is opened for writing."""
+    found = _load(file).settings
+    if found.token_file is not None:
+        read_secret_file(found.token_file)
+    if found.tls is not None:
+        tls_context(found.tls)
+    if found.database.startswith("sqlite:///"):
+        place = Path(found.database.removeprefix("sqlite:///")).absolute()
+        if not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise SettingsError(where="database", reason=f"{place} cannot be written by this user")
+    typer.echo("The settings can be used")
+
+
+@app.command("show-config")
+def show_config(file: ConfigOption = None) -> None:
+    """Print the settings in force, and where each comes from; secrets as ***."""
+    typer.echo(settings.show(_load(file)), nl=False)
+
+
+@token.callback()
+def token_group() -> None:
+    """API tokens, without the daemon: how the first one is made."""
+
+
+@token.command("create")
+def token_create(
+    role: Annotated[Role, typer.Option(help="What it may do.")],
+    name: Annotated[str | None, typer.Option(help="Who will use it; a name with the time is the default.")] = None,
+    expires: Annotated[datetime | None, typer.Option(help="When it ends, in UTC; never is the default.")] = None,
+    file: ConfigOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Make a token and print its secret, alone on standard output, this once."""
+    from controller.store import tokens  # noqa: PLC0415 - loads the database's models
+
+    now = datetime.now(UTC)
+    made = asyncio.run(
+        _with_database(
+            _load(file, database=database).settings.database,
+            lambda: tokens.create(
+                name or f"{role}-{now:%Y%m%dT%H%M%S.%f}", role, expires.replace(tzinfo=UTC) if expires else None
+            ),
+        )
+    )[1]
+    typer.echo(made.secret)
+
+
+async def _with_database(url: str, work: Callable[[], NewToken | None]) -> tuple[list[str], Any]:
+    """Open the database, do the work, and return the migrations that were applied and what the work returned."""
+    from controller.db import Database  # noqa: PLC0415 - see above
+
+    database = Database(url)
+    applied = await database.open()
+    try:
+        return applied, await database.run(work)
+    finally:
+        await database.close()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong command line or settings."""
+    try:
+        status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
+    except Error as err:
+        sys.stderr.write(f"Error: {err}\n")
+        return USAGE if isinstance(err, SettingsError) else FAILED
+    except TyperException as err:
+        sys.stderr.write(f"Error: {err.format_message()}\nSee: {NAME} --help\n")
+        return USAGE
+    return status if isinstance(status, int) else 0
