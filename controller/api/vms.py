@@ -1,13 +1,11 @@
 """VMs and the copies of their host files."""
 
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from agent.web import etag
 from agent.web.call import Call
-from agent.web.errors import PreconditionFailed
 from agent.web.paging import PageQuery, page_of
 from agent.web.routes import BYTES, Header, Route, route
 from agent.wire.base import Page
@@ -15,9 +13,8 @@ from agent.wire.fleet import Vm, VmHostFile
 from agent.wire.host_file import HostFileType
 from agent.wire.vm import VmState
 from controller.api import pages
-from controller.api.conditions import IF_MATCH, change
 from controller.db import Database, read
-from controller.errors import ContentCorrupt, ContentMissing, HostFileNotHeld, VmAmbiguous, VmBusy, VmNotFound
+from controller.errors import ContentCorrupt, ContentMissing, HostFileNotHeld, VmAmbiguous, VmNotFound
 from controller.store import host_files, vms
 
 ETAG = Header("ETag", "SHA-256 of the bytes, in quotes", required=True)
@@ -45,14 +42,6 @@ class VmRoutes:
         return [
             route("GET", "/v1/vms", self.list),
             route("GET", one, self.show, errors=_FINDING),
-            route(
-                "DELETE",
-                one,
-                self.forget,
-                role="operator",
-                headers=(IF_MATCH,),
-                errors=(*_FINDING, VmBusy, PreconditionFailed),
-            ),
             route("GET", f"{one}/host-files", self.host_files, errors=_FINDING),
             route(
                 "GET",
@@ -82,15 +71,6 @@ class VmRoutes:
     async def show(self, call: Call, vm: str) -> Vm:
         """Show one VM."""
         return await self._db.run(_find, vm)
-
-    async def forget(self, call: Call, vm: str) -> Vm:
-        """Forget a VM: its snapshots' records, host files and all their backup files. Its disks are left.
-
-        Answers with the VM as it was. A VM that a host still defines comes back without its history.
-        """
-        return await self._db.run(
-            lambda: change(call, f"VM {vm}", partial(_find, vm), lambda: vms.forget(vms.resolve(vm)))
-        )
 
     async def host_files(self, call: Call, vm: str, query: PageQuery) -> Page[VmHostFile]:
         """List the copies that are held of a VM's host files."""

@@ -38,4 +38,7 @@ def oldest() -> int:
 def trim(keep: int) -> int:
     """Remove all but the newest ``keep`` events; return how many went."""
     with write():
-        return int(Event.delete().where(Event.seq <= newest() - keep).execute())
+        last_to_go = newest() - keep
+        if not 0 < oldest() <= last_to_go:
+            return 0
+        return int(Event.delete().where(Event.seq <= last_to_go).execute())

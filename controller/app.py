@@ -1,0 +1,102 @@
+"""The controller, wired once."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import version
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from agent.web.application import build
+from agent.web.log import kv
+from agent.web.routes import Route
+from agent.web.serving import listening, notify, until_told_to_stop
+from controller.api.access import AccessRoutes
+from controller.api.audit import auditing
+from controller.api.backup_files import BackupFileRoutes
+from controller.api.events import EventRoutes
+from controller.api.health import HealthRoutes
+from controller.api.hosts import HostRoutes
+from controller.api.operations import OperationRoutes
+from controller.api.snapshots import SnapshotRoutes
+from controller.api.vms import VmRoutes
+from controller.auth import authenticator
+from controller.config import Config
+from controller.db import Database
+from controller.events import Follower, Pace
+from controller.hosts import Hosts
+from controller.housekeeping import Metrics, keep_house
+from controller.operations.engine import Engine, Limits
+from controller.operations.job import Patience
+from controller.operations.kinds import KINDS
+
+log = logging.getLogger("coldframe.controller")
+
+VERSION = version("coldframe")
+
+
+def make_app(
+    settings: Config, db: Database, registry: Hosts, engine: Engine, metrics: CollectorRegistry
+) -> web.Application:
+    """Return the application. Raises SettingsError where the token file cannot be used."""
+    let_in = authenticator(db, settings.token_file)
+    routes: list[Route] = [
+        *HealthRoutes(db, VERSION).routes(),
+        *HostRoutes(db).routes(),
+        *VmRoutes(db).routes(),
+        *SnapshotRoutes(db).routes(),
+        *BackupFileRoutes(db).routes(),
+        *OperationRoutes(db, engine).routes(),
+        *EventRoutes(db, let_in, settings.listener_backlog).routes(),
+        *AccessRoutes(db).routes(),
+    ]
+    app = build(routes, title="Coldframe controller", version=VERSION, authenticator=let_in, registry=metrics)
+    app.middlewares.append(auditing(db))
+    return app
+
+
+@asynccontextmanager
+async def running(settings: Config) -> AsyncIterator[web.Application]:
+    """Open the database, take up operations, follow the hosts; yields the application. Ends in the other order."""
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(Database(settings.database))
+        registry = await stack.enter_async_context(Hosts(db))
+        metrics = CollectorRegistry()
+        engine = Engine(db, registry, KINDS, _limits(settings))
+        app = make_app(settings, db, registry, engine, metrics)
+        await stack.enter_async_context(engine)
+        stack.push_async_callback(registry.stop_following)
+        pace = Pace(poll_s=settings.poll_s, event_wait_s=settings.event_wait_s, retry_max_s=settings.retry_max_s)
+        registry.start_following(
+            lambda name: asyncio.create_task(
+                Follower(name, db, registry, engine.nudge, pace).run(), name=f"host {name}"
+            )
+        )
+        house = asyncio.create_task(keep_house(db, Metrics(metrics), settings.events_kept), name="housekeeping")
+        stack.push_async_callback(_stop, house)
+        yield app
+
+
+async def serve(settings: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what keeps it from starting."""
+    async with (
+        running(settings) as app,
+        listening(app, listen=settings.listen, tls=settings.tls, socket_path=None) as urls,
+    ):
+        log.info(kv("serving", version=VERSION, urls=", ".join(urls)))
+        notify("READY=1")
+        told = await until_told_to_stop()
+        log.info(kv("stopping", signal=told))
+        notify("STOPPING=1")
+
+
+def _limits(settings: Config) -> Limits:
+    return Limits(per_host=settings.per_host_limit, patience=Patience(lease_s=settings.lease_s))
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
