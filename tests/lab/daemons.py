@@ -69,12 +69,20 @@ class Daemon:
         self.process: Process | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()  # __exit__ is not called for what fails here
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it for good; twice is fine."""
         self.stop()
 
     def connection(self, timeout_s: float = 10) -> http.client.HTTPConnection:
@@ -205,12 +213,6 @@ class ControllerDaemon(Daemon):
         super().__init__("controller", inside, "controller", self.root / "controller.toml", defaults | settings)
         self.root.mkdir(parents=True, exist_ok=True)
         self.token_file = self.root / "admin.token"
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, err, trace)
-        self.close()
 
     def close(self) -> None:
         """End it for good, with its own namespace."""

@@ -45,6 +45,7 @@ DOMAIN = """\
       <target port='0'/>
     </serial>
     {tpm}
+    {devices}
     <memballoon model='none'/>
   </devices>
 </domain>
@@ -67,7 +68,7 @@ class Shape:
     """What a guest is made of.
 
     ``firmware``: ``auto`` lets libvirt choose it, so the inactive XML names no NVRAM; ``explicit`` names firmware
-    and an NVRAM file called after the UUID.
+    and an NVRAM file called after the UUID. ``devices`` is further XML below ``<devices>``, such as a CD-ROM.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Shape:
     size_mib: int = 32
     firmware: str = "auto"
     uuid: UUID | None = None
+    devices: str = ""
 
 
 def domain_xml(shape: Shape, uuid: UUID, images: list[tuple[str, Path]]) -> str:
@@ -94,6 +96,7 @@ def domain_xml(shape: Shape, uuid: UUID, images: list[tuple[str, Path]]) -> str:
         console=quoteattr(f"/run/console-{uuid}"),
         log=quoteattr(f"/var/log/console-{uuid}.log"),
         tpm=TPM if shape.tpm else "",
+        devices=shape.devices,
     )
 
 

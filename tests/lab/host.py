@@ -54,7 +54,7 @@ class LabHost(Namespace):
             self.open()
             self.start()
         except BaseException:
-            self.close()
+            self.close()  # __exit__ is not called for what fails here
             raise
         return self
 
@@ -170,9 +170,12 @@ class LabHost(Namespace):
         size_mib: int = 32,
         firmware: str = "auto",
         uuid: UUID | None = None,
+        devices: str = "",
     ) -> Guest:
-        """Make the disks and define a VM that is shut off. ``firmware``: see ``guest.Shape``."""
-        shape = Shape(name, disks=disks, uefi=uefi, tpm=tpm, size_mib=size_mib, firmware=firmware, uuid=uuid)
+        """Make the disks and define a VM that is shut off; see ``guest.Shape`` for ``firmware`` and ``devices``."""
+        shape = Shape(
+            name, disks=disks, uefi=uefi, tpm=tpm, size_mib=size_mib, firmware=firmware, uuid=uuid, devices=devices
+        )
         guest = Guest.define(self, shape)
         self.guests.append(guest)
         return guest

@@ -112,7 +112,11 @@ class Namespace:
             self.close()
             raise LabError(f"private host {self.name} could not be made: {answer or 'unshare failed (not root?)'}")
         if self._network:
-            self.run(["ip", "link", "set", "lo", "up"])
+            try:
+                self.run(["ip", "link", "set", "lo", "up"])
+            except LabError:
+                self.close()
+                raise
 
     def _plan(self) -> dict[str, object]:
         """Make the directories that the holder will bind, and describe the host to it."""
