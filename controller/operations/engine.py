@@ -23,7 +23,7 @@ from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
-from controller.db import Database
+from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
 from controller.operations.job import Job, Patience
@@ -33,6 +33,8 @@ log = logging.getLogger("coldframe.operations")
 
 T = TypeVar("T")
 Run = Callable[[Job], Awaitable[dict[str, Any]]]
+#: Checks, on the database's thread, and returns the VM and the host of an operation.
+Place = Callable[[], tuple[UUID | None, str | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +80,15 @@ class Engine:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.db.run(operations.renew, self.owner, 0.0)
 
-    async def submit(
-        self, kind: str, request: Request, *, vm: UUID | None, host: str | None, key: str | None = None
-    ) -> Operation:
-        """Queue an operation; the same idempotency key and request give the same one. Raises IdempotencyConflict."""
+    async def submit(self, kind: str, request: Request, place: Place, key: str | None = None) -> Operation:
+        """Queue an operation; the same idempotency key and request give the same one, whatever became of it.
+
+        ``place`` checks what can be checked before anything is queued, and says which VM and host the work is for;
+        it runs in the transaction that queues. Raises what it raises, and IdempotencyConflict.
+        """
         if kind not in self.kinds:
             raise KeyError(kind)
-        operation = await self.db.run(operations.enqueue, kind, vm, host, msgspec.to_builtins(request), key=key)
+        operation = await self.db.run(_queue, kind, msgspec.to_builtins(request), place, key)
         self._nudge.set()
         return operation
 
@@ -198,6 +202,19 @@ class Engine:
         else:
             await self.db.run(operations.finish, job.uuid, state, result=ended)
             log.info(kv("operation-ended", operation=job.uuid, state=state))
+
+
+def _queue(kind: str, request: Any, place: Place, key: str | None) -> Operation:
+    with write():
+        try:
+            vm, host = place()
+        except Error:
+            # The work of this key may be why it is refused now: the snapshot that it deleted is gone.
+            known = None if key is None else operations.by_key(key)
+            if known is None:
+                raise
+            vm, host = known.vm, known.host
+        return operations.enqueue(kind, vm, host, request, key=key)
 
 
 async def outcome(work: Awaitable[T]) -> T | Exception:

@@ -9,7 +9,6 @@ from controller.operations import (
     snapshot_delete,
     sync,
     ungroup,
-    vm_forget,
 )
 from controller.operations.engine import Run
 
@@ -20,5 +19,4 @@ KINDS: Mapping[str, Run] = {
     "snapshot-ungroup": ungroup.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
-    "vm-forget": vm_forget.run,
 }

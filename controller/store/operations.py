@@ -84,6 +84,12 @@ def job(uuid: UUID) -> Job:
     return _job(_row(uuid))
 
 
+def by_key(key: str) -> wire.Operation | None:
+    """Return the operation that was queued with this idempotency key."""
+    row = Operation.get_or_none(Operation.idempotency_key == key)
+    return None if row is None else _wire(row)
+
+
 def next_for_vm(vm: UUID) -> Job | None:
     """Return the oldest operation of a VM that has not ended: the only one that may run."""
     row = _open_rows().where(Operation.vm == vm).first()
