@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 
 from aiohttp import web
@@ -14,8 +15,10 @@ from agent.web.log import kv
 from agent.web.routes import Route
 from agent.web.serving import listening, notify, until_told_to_stop
 from controller.api.access import AccessRoutes
+from controller.api.actions import ActionRoutes
 from controller.api.audit import auditing
 from controller.api.backup_files import BackupFileRoutes
+from controller.api.enrolment import EnrolmentRoutes
 from controller.api.events import EventRoutes
 from controller.api.health import HealthRoutes
 from controller.api.hosts import HostRoutes
@@ -25,6 +28,7 @@ from controller.api.vms import VmRoutes
 from controller.auth import authenticator
 from controller.config import Config
 from controller.db import Database
+from controller.errors import DatabaseFailed
 from controller.events import Follower, Pace
 from controller.hosts import Hosts
 from controller.housekeeping import Metrics, keep_house
@@ -45,13 +49,16 @@ def make_app(
     routes: list[Route] = [
         *HealthRoutes(db, VERSION).routes(),
         *HostRoutes(db).routes(),
+        *EnrolmentRoutes(registry).routes(),
         *VmRoutes(db).routes(),
         *SnapshotRoutes(db).routes(),
+        *ActionRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
         *EventRoutes(db, let_in, settings.listener_backlog).routes(),
         *AccessRoutes(db).routes(),
     ]
+    routes = [_with_database(one) for one in routes]
     app = build(routes, title="Coldframe controller", version=VERSION, authenticator=let_in, registry=metrics)
     app.middlewares.append(auditing(db))
     return app
@@ -90,6 +97,11 @@ async def serve(settings: Config) -> None:
         told = await until_told_to_stop()
         log.info(kv("stopping", signal=told))
         notify("STOPPING=1")
+
+
+def _with_database(route: Route) -> Route:
+    """Return a route as its document must have it: whatever asks the database may find that it fails."""
+    return route if route.role is None else replace(route, errors=(*route.errors, DatabaseFailed))
 
 
 def _limits(settings: Config) -> Limits:

@@ -21,7 +21,7 @@ from agent.wire.host import HostFacts
 from agent.wire.vm import HostVm
 from controller.db import Database, write
 from controller.errors import DatabaseFailed, HostNotFound, VmNotFound
-from controller.hosts import Follow, Hosts
+from controller.hosts import Hosts
 from controller.operations.leftovers import vms_with_leftovers
 from controller.store import events, host_files, hosts, operations, vms
 
@@ -110,15 +110,6 @@ class Follower:
             await self.db.run(hosts.failed, self.name, reason)
         except (DatabaseFailed, HostNotFound) as err:
             log.warning(kv("host-not-recorded", host=self.name, detail=str(err)))
-
-
-def follower(db: Database, registry: Hosts, nudge: Callable[[], None], pace: Pace | None = None) -> Follow:
-    """Return what starts following one host; give it to ``Hosts.start_following``."""
-
-    def follow(name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(Follower(name, db, registry, nudge, pace or Pace()).run(), name=f"host {name}")
-
-    return follow
 
 
 def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime) -> int:
