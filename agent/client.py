@@ -193,6 +193,14 @@ class AgentClient:
         """Extend the lease of a prepared transaction by its own length from now."""
         return await self._post(id, "renew")
 
+    async def release(self, uuid: UUID) -> HostVm:
+        """Let a domain start again: abort what is prepared for it, remove a guard that was left behind."""
+        return await self._json("POST", f"/v1/vms/{uuid}/release", HostVm, total_s=self._timeouts.work_s)
+
+    async def accept_blank(self, uuid: UUID) -> HostVm:
+        """Let the domain's next start through although a host file is missing or empty."""
+        return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)
+
     async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
         """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""
         params = {"after": str(after), "wait": str(wait_s)}

@@ -51,3 +51,10 @@ def _contents(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
+
+
+def told_state_dir(path: Path) -> Path | None:
+    """Return the state directory that ``<path>.conf`` names, or None where it names none. Blocks."""
+    lines = (_contents(path.with_name(path.name + ".conf")) or b"").decode(errors="replace").splitlines()
+    named = [line.removeprefix("state_dir=") for line in lines if line.startswith("state_dir=/")]
+    return Path(named[-1]) if named else None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -125,6 +125,8 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _is_list(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return _is_list(get_args(kind)[0])
     if get_origin(kind) in {Union, UnionType}:
         return any(_is_list(choice) for choice in get_args(kind))
     return get_origin(kind) is list

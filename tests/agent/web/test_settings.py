@@ -18,7 +18,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     listen: str = "127.0.0.1:1"
     state_dir: Path = Path("/var/lib/sample")
-    dirs: list[Path] = msgspec.field(default_factory=lambda: [Path("/a")])
+    dirs: Annotated[list[Path], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [Path("/a")])
     depth: Annotated[int, msgspec.Meta(ge=1)] = 100
     strict: bool = False
     key_file: Path | None = None
