@@ -38,6 +38,11 @@ class NewToken(Answer, kw_only=True, frozen=True):
     token: Token
     secret: str
 
+    @classmethod
+    def example(cls) -> "NewToken":
+        """Return an example for documentation and tests."""
+        return cls(token=Token.example(), secret="cf_the-secret-that-is-shown-once")  # noqa: S106 - an example
+
 
 class CreateToken(Request, kw_only=True, frozen=True):
     """The body of ``POST /v1/tokens``. Without ``expires_at`` the token does not expire."""

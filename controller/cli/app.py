@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         # The reader went away, as in `coldframe vm list | head -1`; Python must not try to flush once more.
         sys.stdout = io.StringIO()
         return FAILED
-    except Exception:
+    except Exception:  # the root of the command: a defect becomes a message, not a traceback for a script to read
         logging.getLogger(NAME).exception("This is a defect in coldframe; please report it with these lines")
         if as_json:
             print_json(InternalError().problem())
