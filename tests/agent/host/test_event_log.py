@@ -150,6 +150,8 @@ def test_an_event_that_finds_the_disk_full_is_not_in_the_log_and_the_next_one_is
         release()
         fill(log, 1)
         assert numbers(log)[-2:] == [last, last + 1]
+        assert newest(tmp_path).read_bytes().count(b"\n") == last + 2  # the header, and nothing of the failed one
+        assert newest(tmp_path).stat().st_size == log._size
         with closing(EventLog(tmp_path)) as again:
             assert numbers(again) == numbers(log)
 
