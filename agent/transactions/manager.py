@@ -27,11 +27,12 @@ from agent.errors import (
 from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
+from agent.limits import Limits
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
-from agent.transactions.survey import Limits, staging_dir
+from agent.transactions.survey import staging_dir
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import FORMATS, HostFile, HostFileType

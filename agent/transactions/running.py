@@ -15,6 +15,7 @@ from agent.errors import HostFileNotFound, HostFileNotUploaded, HypervisorUnavai
 from agent.host import dependents, files, images
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
+from agent.limits import Limits
 from agent.transactions import journal as records
 from agent.transactions import steps
 from agent.transactions.describe import describe, merge_outcomes, sources, target_of
@@ -23,7 +24,7 @@ from agent.transactions.journal import Entry, Journal
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, flat
 from agent.transactions.steps import Work
-from agent.transactions.survey import Limits, Surveyor, staging_dir
+from agent.transactions.survey import Surveyor, staging_dir
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType

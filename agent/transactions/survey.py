@@ -19,6 +19,7 @@ from agent.errors import (
 from agent.host import dependents, files, images
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
+from agent.limits import Limits
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import Doomed, Facts, HostFileRequest, Plan
 from agent.transactions.plan import plan_delete, plan_host_file, plan_revert, plan_snapshot
@@ -33,21 +34,6 @@ from agent.wire.transaction import (
     SnapshotRequest,
 )
 from agent.wire.vm import Disk, Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the configuration allows. Sizes in bytes; ``max_chain_depth`` counts files."""
-
-    state_dir: Path
-    nvram_dir: Path
-    swtpm_dir: Path
-    allowed_image_dirs: list[Path]
-    max_chain_depth: int = 100
-    host_file_limit_bytes: int = 16 << 20
-    reserve_bytes: int = 64 << 20
-    max_lease_s: float = 3_600.0
-    outcome_retention_s: float = 30 * 86_400.0
 
 
 @dataclass(frozen=True)
