@@ -67,6 +67,7 @@ class Daemon:
         self.module, self.config_file = module, config_file
         self.env: dict[str, str] = {}
         self.process: Process | None = None
+        self._log_from: int | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -114,6 +115,9 @@ class Daemon:
         if self.process is not None and self.process.alive():
             raise LabError(f"{self.name} runs already")
         self.write_config()
+        if self._log_from is None:  # another daemon of that name may have written to the file before
+            log = self.namespace.log_path(self.name)
+            self._log_from = log.stat().st_size if log.exists() else 0
         self.process = self.namespace.spawn(self.name, self.command("serve"), cwd=PROJECT, env=self.env)
 
     def _healthy_or_raise(self) -> bool:
@@ -122,8 +126,10 @@ class Daemon:
         return healthy(self.connection())
 
     def log(self) -> str:
-        """Return all that it wrote so far, over all starts."""
-        return "" if self.process is None else self.process.log.read_text(errors="replace")
+        """Return all that it wrote so far, over all its starts."""
+        if self.process is None:
+            return ""
+        return self.process.log.read_bytes()[self._log_from :].decode(errors="replace")
 
     def stop(self, timeout_s: float = 30) -> None:
         """Ask it to end and wait; one that has ended already is fine."""

@@ -217,6 +217,10 @@ class Namespace:
             self.argv(argv, cwd), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
+    def log_path(self, name: str) -> Path:
+        """Return the file that the output of the daemon ``name`` goes to."""
+        return self.root / "logs" / f"{name}.log"
+
     def spawn(
         self,
         name: str,
@@ -229,7 +233,7 @@ class Namespace:
 
         It becomes a child of the namespace's first process, so nothing of it can outlive the namespace.
         """
-        log = self.root / "logs" / f"{name}.log"
+        log = self.log_path(name)
         log.parent.mkdir(exist_ok=True)
         started = self.run(["sh", "-c", SPAWN, "sh", *argv], cwd=cwd, env={**(env or {}), "LAB_LOG": str(log)})
         return Process(self, int(started.stdout), name, log)
