@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,15 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def reaped(pid: int) -> bool:
+    """Unlike a grandchild, which init reaps when it likes, our own child must not even be a zombie."""
+    return not Path(f"/proc/{pid}").exists()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -88,12 +98,21 @@ async def test_a_child_that_keeps_the_output_open_does_not_outlive_the_deadline(
     assert await gone(await noted(note))
 
 
+async def test_a_child_that_left_the_group_keeps_no_pipe_of_ours_open(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    before = open_files()
+    with pytest.raises(ToolTimeout):
+        await shell(f"setsid sh -c 'echo $$ > {note}; exec sleep 1000' &", timeout_s=0.5)
+    assert open_files() == before
+    os.kill(await noted(note), signal.SIGKILL)
+
+
 async def test_a_command_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_GRACE_S", 0.2)
     note = tmp_path / "pid"
     with pytest.raises(ToolTimeout):
         await shell(f"trap '' TERM; echo $$ > {note}; while :; do sleep 0.1; done", timeout_s=0.5)
-    assert not alive(await noted(note))
+    assert reaped(await noted(note))
 
 
 async def test_a_cancelled_call_leaves_nothing_running(tmp_path: Path) -> None:
@@ -103,7 +122,7 @@ async def test_a_cancelled_call_leaves_nothing_running(tmp_path: Path) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert not alive(pid)
+    assert reaped(pid)
 
 
 async def test_a_call_cancelled_twice_still_kills(tmp_path: Path) -> None:
@@ -115,13 +134,15 @@ async def test_a_call_cancelled_twice_still_kills(tmp_path: Path) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert not alive(pid)
+    assert reaped(pid)
 
 
 @pytest.mark.parametrize("stream", ["", ">&2"])
 async def test_a_flood_of_output_is_cut_off(stream: str) -> None:
+    before = open_files()
     with pytest.raises(ToolFailed, match="printed more than 65536 bytes"):
         await shell(f"exec yes {stream}", output_limit_bytes=65_536)
+    assert open_files() == before
 
 
 async def test_a_command_has_a_session_of_its_own() -> None:
@@ -151,4 +172,4 @@ async def test_an_error_of_the_listener_stops_the_command(tmp_path: Path) -> Non
     argv = ["sh", "-c", f"echo $$ > {note}; printf '(5.00/100%%)'; sleep 1000"]
     with pytest.raises(RuntimeError, match=r"5\.0"):
         await process.run_with_progress(argv, fail, timeout_s=20)
-    assert not alive(await noted(note))
+    assert reaped(await noted(note))
