@@ -136,7 +136,7 @@ def page(
 
 
 def _select() -> Any:
-    return BackupFile.select(BackupFile, Content.size_bytes).join(Content)
+    return BackupFile.select(BackupFile, Content.sha256, Content.size_bytes).join(Content)
 
 
 def _wire(row: BackupFile) -> wire.BackupFile:

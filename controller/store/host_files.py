@@ -166,7 +166,7 @@ def _update(row: HostFile, **values: Any) -> None:
 
 
 def _select() -> Any:
-    query = HostFile.select(HostFile, Content.size_bytes).join(Content, "LEFT OUTER JOIN")
+    query = HostFile.select(HostFile, Content.sha256, Content.size_bytes).join(Content, "LEFT OUTER JOIN")
     return query.order_by(HostFile.host, HostFile.type)
 
 

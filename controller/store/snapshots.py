@@ -154,7 +154,7 @@ def wires(found: Iterable[Snapshot]) -> list[wire.Snapshot]:
 
 
 def _select() -> Any:
-    return Snapshot.select(Snapshot, Vm.name).join(Vm, JOIN.INNER)
+    return Snapshot.select(Snapshot, Vm.uuid, Vm.name).join(Vm, JOIN.INNER)
 
 
 def _volume(row: VolumeSnapshot) -> GroupVolume:
