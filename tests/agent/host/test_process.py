@@ -103,8 +103,9 @@ async def test_a_child_that_left_the_group_keeps_no_pipe_of_ours_open(tmp_path: 
     before = open_files()
     with pytest.raises(ToolTimeout):
         await shell(f"setsid sh -c 'echo $$ > {note}; exec sleep 1000' &", timeout_s=0.5)
-    assert open_files() == before
+    after = open_files()
     os.kill(await noted(note), signal.SIGKILL)
+    assert after == before
 
 
 async def test_a_command_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
