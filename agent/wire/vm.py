@@ -84,7 +84,10 @@ class Guard(Answer, kw_only=True, frozen=True):
 
 
 class HostVm(Answer, kw_only=True, frozen=True):
-    """One libvirt domain on one host. ``tpm`` is the emulated version; ``nvram`` the path libvirt will use."""
+    """One libvirt domain on one host. ``tpm`` is the emulated version; ``nvram`` the path libvirt will use.
+
+    ``problem`` says why libvirt's definition could not be read; the other facts are then the last known ones.
+    """
 
     uuid: UUID
     name: str
@@ -97,6 +100,7 @@ class HostVm(Answer, kw_only=True, frozen=True):
     disks: list[Disk]
     guard: Guard | None = None
     domain_xml: str = ""
+    problem: str | None = None
 
     @classmethod
     def example(cls) -> "HostVm":
