@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from uuid import UUID
+from xml.sax.saxutils import escape
 
 import pytest
 
@@ -33,7 +34,7 @@ def guard(hook: Hook, kind: str = "snapshot") -> None:
 
 
 def with_nvram(path: Path) -> str:
-    text = str(path).replace("&", "&amp;").replace("'", "&apos;")
+    text = escape(str(path), {"'": "&apos;", '"': "&quot;"})
     return DOMAIN_XML.replace("<boot dev='hd'/>", f"<nvram template='/t.fd'>{text}</nvram>")
 
 
@@ -183,7 +184,7 @@ def test_a_domain_without_an_emulated_tpm_needs_no_state(hook: Hook, tpm: str) -
 
 def test_the_nvram_path_of_the_domain_counts_above_the_one_expected(hook: Hook) -> None:
     hook.give_host_files()
-    path = hook.root / "R&D's.fd"
+    path = hook.root / "R&D's &lt; <b>.fd"
     refused = hook.call("prepare", xml=with_nvram(path))
     assert refused.returncode == 1
     assert f"NVRAM {path} is missing" in refused.stderr.decode()
@@ -191,12 +192,13 @@ def test_the_nvram_path_of_the_domain_counts_above_the_one_expected(hook: Hook) 
     assert hook.call("prepare", xml=with_nvram(path)).returncode == 0
 
 
-def test_the_newer_form_of_the_nvram_element_is_understood(hook: Hook) -> None:
+@pytest.mark.parametrize("attributes", ["template='/t.fd' type='file'", "type='file' template='/t.fd'", "type='file'"])
+def test_the_newer_form_of_the_nvram_element_is_understood(hook: Hook, attributes: str) -> None:
     hook.give_host_files()
-    element = "<nvram template='/t.fd' type='file'>\n      <source file='/gone/v.fd'/>\n    </nvram>"
+    element = f"<nvram {attributes}>\n      <source file='/gone/R&amp;D.fd'/>\n    </nvram>"
     result = hook.call("prepare", xml=DOMAIN_XML.replace("<boot dev='hd'/>", element))
     assert result.returncode == 1
-    assert b"NVRAM /gone/v.fd is missing" in result.stderr
+    assert b"NVRAM /gone/R&D.fd is missing" in result.stderr
 
 
 def test_an_explicitly_expected_nvram_must_exist(hook: Hook) -> None:
