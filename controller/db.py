@@ -213,8 +213,14 @@ def _reconnect(real: peewee.PostgresqlDatabase) -> None:
 
 
 def _reason(err: peewee.PeeweeException) -> str:
-    """Say what failed without the statement or its values, which may be secret."""
-    cause = err.__cause__ or err.__context__
+    """Say what failed without the statement or its values, which may be secret.
+
+    The first error is the reason: where SQLite has rolled back by itself (disk full), peewee's own rollback fails
+    on top of it.
+    """
+    cause: BaseException | None = err
+    while cause is not None and (cause.__cause__ or cause.__context__) is not None:
+        cause = cause.__cause__ or cause.__context__
     if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", None):
         return f"{cause} ({cause.sqlite_errorname})"
     if cause is not None and getattr(cause, "sqlstate", None):
