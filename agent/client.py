@@ -13,6 +13,7 @@ well before); a long poll has its own ``wait_s`` plus ``read_s``.
 
 import asyncio
 import hashlib
+import io
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -262,7 +263,7 @@ class AgentClient:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, path: str, total_s: float, **arguments: Any
+        self, method: str, path: str, total_s: float, *, data: bytes | None = None, **arguments: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
@@ -270,6 +271,7 @@ class AgentClient:
             async with self._open().request(
                 method,
                 self._base + path,
+                data=None if data is None else io.BytesIO(data),  # bytes above 1 MiB would be written in one piece
                 timeout=timeout,
                 allow_redirects=False,
                 ssl=self._tls if self._tls is not None else (self._pin or True),

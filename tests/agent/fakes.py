@@ -14,6 +14,8 @@ from lxml import etree
 from agent.errors import DomainNotFound, HypervisorUnavailable
 from agent.host.hypervisor import DomainState, PowerState, Versions
 from agent.host.libvirt_link import DomainEvent, DomainEventKind
+from agent.host.network import NetworkChange, NetworkFacts
+from agent.wire.host import HostFacts, Route
 
 
 @dataclass
@@ -184,3 +186,24 @@ _TPM = """    <tpm model='tpm-crb'>
       <backend type='emulator' version='2.0'/>
     </tpm>
 """
+
+
+@dataclass
+class FakeNetwork:
+    """Network's methods; ``change`` lets the watcher see one."""
+
+    _changes: "asyncio.Queue[NetworkChange]" = field(default_factory=asyncio.Queue)
+
+    def change(self, change: NetworkChange) -> None:
+        """Let something change."""
+        self._changes.put_nowait(change)
+
+    async def facts(self) -> NetworkFacts:
+        return NetworkFacts(addresses=HostFacts.example().addresses, links=HostFacts.example().links)
+
+    async def route_to(self, address: str) -> Route:
+        return Route(destination=address, interface="br0", source="192.0.2.7", gateway=None)
+
+    async def changes(self) -> AsyncIterator[NetworkChange]:
+        while True:
+            yield await self._changes.get()

@@ -1,0 +1,157 @@
+"""The command ``coldframe-agent``."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Awaitable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agent import app as agent_app
+from agent import checks, config, operate
+from agent.facts import VERSION
+from agent.web import log
+from agent.web.errors import Error
+from agent.web.flags import with_flags
+from agent.web.settings import Loaded, show
+from agent.wire.transaction import Transaction
+
+T = TypeVar("T")
+Flags = dict[str, str | None]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else")]
+VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID")]
+
+cli = typer.Typer(
+    name="coldframe-agent",
+    help="Coldframe's agent: one daemon on each KVM host.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command. Exits 0, 1 on an error, 2 on wrong usage."""
+    cli()
+
+
+@cli.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit")] = False,
+) -> None:
+    if version:
+        typer.echo(f"coldframe-agent {VERSION}")
+        raise typer.Exit
+
+
+@cli.command()
+@with_flags(config.Config)
+def serve(config: Path | None, flags: Flags) -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    loaded = _load(config, flags)
+    log.configure(loaded.settings.log_level)
+    _run(agent_app.serve(loaded.settings))
+
+
+@cli.command()
+@with_flags(config.Config)
+def check(config: Path | None, flags: Flags, as_json: AsJson = False) -> None:
+    """Look at everything the agent needs; print a line for each and exit 1 where something is wrong."""
+    findings = _run(checks.run(_load(config, flags).settings))
+    if as_json:
+        _print_json({"items": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok' if finding.ok else 'problem':8} {finding.name}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@cli.command("show-config")
+@with_flags(config.Config)
+def show_config(config: Path | None, flags: Flags) -> None:
+    """Print the settings in force as TOML, and where each comes from."""
+    typer.echo(show(_load(config, flags)), nl=False)
+
+
+@cli.command()
+@with_flags(config.Config)
+def transactions(config: Path | None, flags: Flags, as_json: AsJson = False) -> None:
+    """List the transactions under way and those that ended within the last days."""
+    found = _run(operate.transactions(_load(config, flags).settings))
+    if as_json:
+        _print_json({"items": found, "next": None})
+    else:
+        Console().print(_table(found))
+
+
+@cli.command()
+@with_flags(config.Config)
+def release(vm: VmName, config: Path | None, flags: Flags) -> None:
+    """Let a VM start again: undo what is prepared for it, or remove a guard that was left behind."""
+    typer.echo(_run(operate.release(_load(config, flags).settings, vm)))
+
+
+@cli.command("accept-blank")
+@with_flags(config.Config)
+def accept_blank(vm: VmName, config: Path | None, flags: Flags) -> None:
+    """Let a VM's next start through although its NVRAM or TPM state is missing or empty."""
+    typer.echo(_run(operate.accept_blank(_load(config, flags).settings, vm)))
+
+
+def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[config.Config]:
+    _refuse_foreign_package()
+    try:
+        return config.load(file, os.environ, flags)
+    except Error as err:
+        _fail(str(err))
+
+
+def _refuse_foreign_package() -> None:
+    """Refuse to run with somebody else's ``agent`` package: the name is common, and a stray PYTHONPATH is enough."""
+    spec = importlib.util.find_spec("agent.wire.transaction")
+    ours = Path(__file__).parent
+    if spec is None or spec.origin is None or Path(spec.origin).parents[1] != ours:
+        _fail(f"another package called agent is in the way of {ours}; look at PYTHONPATH")
+
+
+def _run(work: Awaitable[T]) -> T:
+    async def run() -> T:
+        return await work
+
+    try:
+        return asyncio.run(run())
+    except Error as err:
+        _fail(str(err))
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"coldframe-agent: {reason}", err=True)
+    raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
+def _table(found: list[Transaction]) -> Table:
+    table = Table("id", "kind", "vm", "state", "started", "lease or end", "error", box=None, pad_edge=False)
+    for one in found:
+        until = one.ended_at or one.lease_expires_at
+        table.add_row(
+            *(str(one.id), one.kind, str(one.vm), one.state, f"{one.started_at:%Y-%m-%d %H:%M:%S}"),
+            "" if until is None else f"{until:%Y-%m-%d %H:%M:%S}",
+            "" if one.error is None else one.error.code,
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The two-phase unit of work over HTTP; see docs/developer.md for the order of the calls."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from uuid import UUID
+
+from aiohttp import web
+
+from agent.api.host_files import ANSWERED_HASH, ETAG, IF_NONE_MATCH, SENT_HASH, SHA256, announced_hash
+from agent.errors import (
+    ArchiveRefused,
+    DomainNotFound,
+    HashMismatch,
+    HookLockHeld,
+    HostFileNotFound,
+    HypervisorRefused,
+    HypervisorUnavailable,
+    NoSpace,
+    QemuImgFailed,
+    Refused,
+    StorageFailed,
+    ToolFailed,
+    ToolTimeout,
+    TransactionNotFound,
+)
+from agent.host import files
+from agent.transactions.manager import Manager
+from agent.web import etag
+from agent.web.call import Call
+from agent.web.paging import PageQuery, page_of
+from agent.web.routes import BYTES, Route, route
+from agent.wire.base import Page
+from agent.wire.host_file import HostFileType
+from agent.wire.transaction import Transaction, TransactionRequest
+
+_WORK = (
+    *(Refused, TransactionNotFound, DomainNotFound, HostFileNotFound, HashMismatch, NoSpace),
+    *(ArchiveRefused, StorageFailed, HookLockHeld, QemuImgFailed, ToolFailed, ToolTimeout),
+    *(HypervisorUnavailable, HypervisorRefused),
+)
+
+
+class TransactionRoutes:
+    """What a controller does with transactions. ``limit_bytes`` bounds one host file."""
+
+    def __init__(self, manager: Manager, limit_bytes: int) -> None:
+        self._manager = manager
+        self._limit_bytes = limit_bytes
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        one = "/v1/transactions/{id}"
+        file = f"{one}/host-files/{{type}}"
+        answered = (ETAG, ANSWERED_HASH)
+        known = (TransactionNotFound, StorageFailed)
+        return [
+            route("GET", "/v1/transactions", self.list, errors=(StorageFailed,)),
+            route("GET", one, self.show, errors=known),
+            route("PUT", one, self.put, errors=_WORK, role="admin"),
+            route(
+                *("GET", file, self.captured),
+                media_type=BYTES,
+                statuses={304: None},
+                headers=(IF_NONE_MATCH,),
+                answer_headers=answered,
+                errors=(*known, HostFileNotFound, Refused),
+            ),
+            route(
+                *("PUT", file, self.upload),
+                raw_body=True,
+                body_limit_bytes=self._limit_bytes,
+                headers=(SENT_HASH,),
+                errors=_WORK,
+                role="admin",
+            ),
+            route("POST", f"{one}/commit", self.commit, errors=_WORK, role="admin"),
+            route("POST", f"{one}/abort", self.abort, errors=_WORK, role="admin"),
+            route("POST", f"{one}/renew", self.renew, errors=_WORK, role="admin"),
+        ]
+
+    async def list(self, call: Call, query: PageQuery) -> Page[Transaction]:
+        """List every transaction that is under way or ended within the last days."""
+        return page_of(self._manager.all(), query, lambda one: str(one.id))
+
+    async def show(self, call: Call, id: UUID) -> Transaction:
+        """Show how a transaction stands, or how it ended."""
+        return self._manager.get(id)
+
+    async def put(self, call: Call, id: UUID, body: TransactionRequest) -> Transaction:
+        """Begin a transaction; the answer comes when it is prepared.
+
+        The same id with the same body answers the same again; with another body it is ``transaction-mismatch``.
+        """
+        return await self._manager.put(id, body)
+
+    async def captured(self, call: Call, id: UUID, type: HostFileType) -> web.Response:
+        """Fetch a host file that the transaction captured."""
+        path = self._manager.captured(id, type)
+        data = await asyncio.to_thread(_read, path, self._limit_bytes, type)
+        found = hashlib.sha256(data).hexdigest()
+        headers = {"ETag": etag.quote(found), SHA256: found}
+        if call.none_match(found):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=data, content_type=BYTES, headers=headers)
+
+    async def upload(self, call: Call, id: UUID, type: HostFileType) -> Transaction:
+        """Hand over a host file that a revert puts back, before commit. Its hash must be the announced one."""
+        announced_hash(call)
+        return await self._manager.upload(id, type, call.chunks())
+
+    async def commit(self, call: Call, id: UUID) -> Transaction:
+        """Commit; the answer comes when it is committed. A delete answers at once: poll it."""
+        return await self._manager.commit(id)
+
+    async def abort(self, call: Call, id: UUID) -> Transaction:
+        """Undo what was prepared."""
+        return await self._manager.abort(id)
+
+    async def renew(self, call: Call, id: UUID) -> Transaction:
+        """Extend the lease by its own length from now."""
+        return await self._manager.renew(id)
+
+
+def _read(path: Path, limit_bytes: int, type: HostFileType) -> bytes:
+    return files.read_limited(path, limit_bytes, type)
