@@ -1,197 +1,212 @@
-"""What this host has: its domains with their disks, and the host files of each."""
+"""What this host has: its domains with their disks and host files, put together from libvirt and the files."""
 
 import asyncio
-import hashlib
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import logging
+import os
+from collections.abc import Collection
 from pathlib import Path
 from uuid import UUID
+from weakref import WeakValueDictionary
 
-from agent.errors import DomainNotFound, DomainUnreadable, HostFileNotFound
-from agent.host import domain_xml, images, nvram, tpm
-from agent.host.domain_xml import DiskSource, Domain
-from agent.host.firmware import FirmwareMemory
-from agent.host.hypervisor import DomainState, Hypervisor
+import msgspec
+
+from agent.errors import DomainNotFound, HypervisorTimeout
+from agent.host import host_files, images
+from agent.host.domain_xml import DiskSource, Domain, parse
+from agent.host.firmware import Firmware
+from agent.host.hypervisor import DomainState
+from agent.host.ports import Definitions, KeptLists, StartMarks
 from agent.limits import Limits
-from agent.transactions.expected import Expected
-from agent.transactions.guard import Guards
 from agent.web.errors import Error
-from agent.wire.host_file import FORMATS, HostFile, HostFiles, HostFileType, MissingHostFile
+from agent.web.log import kv
+from agent.wire.host_file import HostFile, HostFiles, HostFileType
 from agent.wire.transaction import FirmwareFile
-from agent.wire.vm import Disk, HostVm
+from agent.wire.vm import Disk, Guard, HostVm, VmState
+
+#: For each domain of a listing, after libvirt did not answer for the host as a whole: asked at once, so this is
+#: what such a listing takes on top of the deadline.
+_BRIEF_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class Inventory:
-    """Everything is read at the moment of asking. Methods may raise HypervisorUnavailable and DomainNotFound."""
+    """The domains of this host. Every method may raise HypervisorUnavailable, those about one DomainNotFound."""
 
-    def __init__(self, hypervisor: Hypervisor, guards: Guards, expected: Expected, limits: Limits) -> None:
+    def __init__(self, hypervisor: Definitions, guards: StartMarks, expected: KeptLists, limits: Limits) -> None:
         self._hypervisor = hypervisor
         self._guards = guards
         self._expected = expected
         self._limits = limits
-        self._firmware = FirmwareMemory(limits.state_dir / "firmware")
+        self._firmware = Firmware(limits.state_dir)
+        self._last: dict[UUID, HostVm] = {}
+        self._noting: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def vms(self) -> list[HostVm]:
-        """Return every domain. One that goes away meanwhile is left out; one that is unreadable says so."""
-        found = []
-        for state in await self._hypervisor.domains():
-            try:
-                found.append(await self._describe(state))
-            except DomainNotFound:
-                continue
-        return sorted(found, key=lambda vm: vm.name)
+        """Return every domain, by name. One that cannot be read is listed with its ``problem``.
+
+        libvirt lists nothing while it holds one domain's lock for long, as during a hook that sleeps. Then the
+        domains last seen are asked for one by one; one that does not answer is shown as it was, state unknown.
+        """
+        try:
+            states = await self._hypervisor.domains()
+        except HypervisorTimeout as err:
+            return await self._vms_one_by_one(err)
+        found = [vm for vm in await asyncio.gather(*map(self._listed, states)) if vm is not None]
+        self._last = {vm.uuid: vm for vm in found}
+        return found
 
     async def vm(self, uuid: UUID) -> HostVm:
-        """Return one domain."""
+        """Return one domain. Raises DomainUnreadable where its definition cannot be worked with."""
         return await self._describe(await self._hypervisor.domain(uuid))
 
     async def domain(self, uuid: UUID) -> Domain:
-        """Return what the definition says that the next start uses."""
+        """Return what the definition for the next start says. Raises DomainUnreadable."""
         return self._parse(await self._hypervisor.inactive_xml(uuid))
 
     async def host_files(self, uuid: UUID) -> HostFiles:
-        """Return the host files that a domain should have: sound ones, and by name what is wrong with the others."""
-        return await asyncio.to_thread(self._host_files, await self.domain(uuid))
+        """Return the host files that are sound, and those that should be there and cannot be used, with the reason."""
+        return await asyncio.to_thread(host_files.look, await self.domain(uuid), self._limits.host_file_limit_bytes)
 
     async def read_host_file(self, uuid: UUID, type_: HostFileType) -> tuple[HostFile, bytes]:
-        """Return a host file and its bytes as they travel.
-
-        Raises HostFileNotFound where the domain has none of this type; HostFileMissing, HostFileDamaged and
-        HostFileTooLarge as agent.host.nvram and agent.host.tpm do.
-        """
-        domain = await self.domain(uuid)
-        return await asyncio.to_thread(self._read, domain, type_)
-
-    async def shared_nvram(self, path: Path) -> list[str]:
-        """Name the domains of this host that use one NVRAM file."""
-        names = []
-        for state in await self._hypervisor.domains():
-            try:
-                domain = await self.domain(state.uuid)
-            except (DomainNotFound, DomainUnreadable):
-                continue
-            if domain.nvram == path:
-                names.append(domain.name)
-        return names
-
-    async def note_host_files(self, uuid: UUID, forget: Sequence[HostFileType] = ()) -> None:
-        """Remember that what is there and sound now must be there at the next start.
-
-        What was expected before stays expected, also when it is gone now and after the domain was undefined;
-        ``forget`` are types that were taken away on purpose.
-        """
-        domain = await self.domain(uuid)
-        await asyncio.to_thread(self._note, domain, forget)
-
-    async def note_firmware(self, uuid: UUID) -> None:
-        """Remember which loader and template a running domain uses."""
-        domain = self._parse(await self._hypervisor.live_xml(uuid))
-        await asyncio.to_thread(self._firmware.remember, domain)
+        """Return one host file, checked, with its bytes as they travel. Raises as agent.host.host_files.read."""
+        return await asyncio.to_thread(
+            host_files.read, await self.domain(uuid), type_, self._limits.host_file_limit_bytes
+        )
 
     async def firmware_files(self, uuid: UUID) -> list[FirmwareFile]:
-        """Describe the firmware of a domain as far as it is known: all of it once it has run under this agent."""
-        return await asyncio.to_thread(self._firmware.files_of, await self.domain(uuid))
+        """Return the fingerprints of loader and template; empty where no definition has named them yet."""
+        await self._remember_firmware(await self._hypervisor.domain(uuid))
+        return await asyncio.to_thread(self._firmware.fingerprints, uuid, await self.domain(uuid))
+
+    async def shared_nvram(self, path: Path) -> list[str]:
+        """Return the names of all domains that use this NVRAM file. Who cannot be asked counts as last seen."""
+        wanted = await asyncio.to_thread(os.path.realpath, path)
+        users = []
+        for vm in await self.vms():
+            if vm.nvram is not None and await asyncio.to_thread(os.path.realpath, vm.nvram) == wanted:
+                users.append(vm.name)
+        return users
+
+    async def note_host_files(self, uuid: UUID, forget: Collection[HostFileType] = ()) -> None:
+        """Keep which host files must exist at the domain's next start, for the hook (guarantee 3).
+
+        One that was once seen sound has to be there from then on, at the place that the definition names now; until
+        the definition has it no more, or it is in ``forget`` (it was taken away on purpose). What is kept of a
+        domain that was undefined stays: defined again without its files, it shall not start blank.
+        Raises DomainNotFound, DomainUnreadable, StorageFailed.
+        """
+        async with self._noting.setdefault(uuid, asyncio.Lock()):
+            await self._remember_firmware(await self._hypervisor.domain(uuid))
+            await asyncio.to_thread(self._note, await self.domain(uuid), frozenset(forget))
+
+    def _note(self, domain: Domain, forget: frozenset[HostFileType]) -> None:
+        kept = self._expected.read(domain.uuid)
+        known: set[HostFileType] = {
+            item.type for item in host_files.look(domain, self._limits.host_file_limit_bytes).items
+        }
+        name = domain.name
+        if kept is not None:
+            if kept.nvram_default_dir is not None and "nvram" not in known and domain.nvram_default:
+                name = kept.name  # renamed, and its NVRAM is still at the old name: the hook tells where
+            known |= {"nvram"} if kept.nvram or kept.nvram_default_dir else set()
+            known |= {"tpm"} if kept.tpm_dir else set()
+        known -= forget
+        nvram, tpm = domain.nvram if "nvram" in known else None, domain.tpm_directory if "tpm" in known else None
+        by_name = nvram is not None and domain.nvram_default and nvram.suffix == ".fd"
+        self._expected.write(
+            domain.uuid, name, None if by_name else nvram, nvram.parent if nvram and by_name else None, tpm
+        )
 
     def _parse(self, xml: str) -> Domain:
-        return domain_xml.parse(xml, self._limits.nvram_dir, self._limits.swtpm_dir)
+        return parse(xml, self._limits.nvram_dir, self._limits.swtpm_dir)
+
+    async def _remember_firmware(self, state: DomainState) -> None:
+        if state.active:
+            live = self._parse(await self._hypervisor.live_xml(state.uuid))
+            await asyncio.to_thread(self._firmware.remember, state.uuid, live)
+
+    async def _vms_one_by_one(self, reason: HypervisorTimeout) -> list[HostVm]:
+        answers = await asyncio.gather(*map(self._vm_briefly, self._last))
+        if not any(answered for answered, _ in answers):
+            raise reason
+        return [vm for _, vm in answers if vm is not None]
+
+    async def _vm_briefly(self, uuid: UUID) -> tuple[bool, HostVm | None]:
+        try:
+            async with asyncio.timeout(_BRIEF_S):
+                return True, await self.vm(uuid)
+        except DomainNotFound:
+            return True, None
+        except (TimeoutError, Error) as err:
+            problem = str(err) or "libvirt does not answer for this domain"
+            return False, msgspec.structs.replace(self._last[uuid], state="unknown", problem=problem)
+
+    async def _listed(self, state: DomainState) -> HostVm | None:
+        try:
+            return await self._describe(state)
+        except DomainNotFound:
+            return None  # undefined since it was listed
+        except Error as err:
+            log.warning(kv("domain-unreadable", vm=state.uuid, name=state.name, reason=err))
+            return self._unreadable(state, str(err))
+
+    def _unreadable(self, state: DomainState, problem: str) -> HostVm:
+        last = self._last.get(state.uuid)
+        if last is not None:
+            return msgspec.structs.replace(last, name=state.name, state=state.state, problem=problem)
+        return HostVm(
+            uuid=state.uuid,
+            name=state.name,
+            state=state.state,
+            persistent=state.persistent,
+            managed_save=state.managed_save,
+            firmware="bios",
+            tpm=None,
+            nvram=None,
+            disks=[],
+            problem=problem,
+        )
 
     async def _describe(self, state: DomainState) -> HostVm:
         xml = await self._hypervisor.inactive_xml(state.uuid)
         domain = self._parse(xml)
-        starting = state.state == "shut-off" and await asyncio.to_thread(self._guards.is_starting, state.uuid)
+        guard, starting, disks = await asyncio.to_thread(self._look, domain)
+        power: VmState = "starting" if starting and not state.active else state.state
         return HostVm(
             uuid=state.uuid,
             name=state.name,
-            state="starting" if starting else state.state,
+            state=power,
             persistent=state.persistent,
             managed_save=state.managed_save,
             firmware=domain.firmware,
             tpm=domain.tpm,
             nvram=str(domain.nvram) if domain.nvram else None,
-            disks=await asyncio.to_thread(lambda: [self._disk(source) for source in domain.disks]),
-            guard=await asyncio.to_thread(self._guards.get, state.uuid),
+            disks=disks,
+            guard=guard,
             domain_xml=xml,
         )
 
-    def _disk(self, source: DiskSource) -> Disk:
-        disk = Disk(
+    def _look(self, domain: Domain) -> tuple[Guard | None, bool, list[Disk]]:
+        guard, starting = self._guards.get(domain.uuid), self._guards.is_starting(domain.uuid)
+        return guard, starting, [self._read_disk(disk) for disk in domain.disks]
+
+    def _read_disk(self, source: DiskSource) -> Disk:
+        """Read a disk's chain; what forbids that is its ``problem``, for a list must not fail because of one file."""
+        facts = Disk(
             target=source.target,
             path=str(source.path) if source.path else None,
             format=source.format,
             excluded_because=source.excluded_because,
         )
         if source.path is None or source.excluded_because is not None:
-            return disk
+            return facts
         try:
             chain = images.read_chain(
                 source.target, source.path, source.format or "raw", self._limits.allowed_image_dirs, images.ANY_DEPTH
             )
         except Error as err:
-            return Disk(**{name: getattr(disk, name) for name in ("target", "path", "format")}, problem=str(err))
-        return Disk(
-            target=disk.target,
-            path=disk.path,
-            format=disk.format,
-            virtual_size_bytes=chain[0].virtual_size_bytes,
-            chain_depth=len(chain),
-            chain=chain,
+            return msgspec.structs.replace(facts, problem=str(err))
+        return msgspec.structs.replace(
+            facts, virtual_size_bytes=chain[0].virtual_size_bytes, chain_depth=len(chain), chain=chain
         )
-
-    def _host_files(self, domain: Domain) -> HostFiles:
-        items: list[HostFile] = []
-        missing: list[MissingHostFile] = []
-        for type_ in domain.host_file_types:
-            try:
-                items.append(self._read(domain, type_)[0])
-            except Error as err:
-                missing.append(_missing(domain, type_, err))
-        return HostFiles(items=items, expected=domain.host_file_types, missing=missing)
-
-    def _read(self, domain: Domain, type_: HostFileType) -> tuple[HostFile, bytes]:
-        path = domain.nvram if type_ == "nvram" else domain.tpm_directory
-        if path is None:
-            raise HostFileNotFound(name=domain.name, type=type_)
-        read = nvram.read if type_ == "nvram" else tpm.pack
-        data = read(path, domain.name, self._limits.host_file_limit_bytes)
-        described = HostFile(
-            type=type_,
-            path=str(path),
-            format=FORMATS[type_],
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            mtime=_mtime(path),
-        )
-        return described, data
-
-    def _note(self, domain: Domain, forget: Sequence[HostFileType]) -> None:
-        sound = {item.type for item in self._host_files(domain).items}
-        known = self._expected.read(domain.uuid)
-        nvram_path = known.nvram if known else None
-        nvram_dir = known.nvram_default_dir if known else None
-        tpm_dir = known.tpm_dir if known else None
-        if "nvram" in sound:
-            nvram_path = None if domain.nvram_default else domain.nvram
-            nvram_dir = self._limits.nvram_dir if domain.nvram_default else None
-        if "tpm" in sound:
-            tpm_dir = domain.tpm_directory
-        if "nvram" in forget:
-            nvram_path = nvram_dir = None
-        if "tpm" in forget:
-            tpm_dir = None
-        if known or sound:
-            self._expected.write(domain.uuid, domain.name, nvram_path, nvram_dir, tpm_dir)
-
-
-def _missing(domain: Domain, type_: HostFileType, err: Error) -> MissingHostFile:
-    path = domain.nvram if type_ == "nvram" else domain.tpm_directory
-    refusal = domain.nvram_refusal if type_ == "nvram" else domain.tpm_refusal
-    code = "host-file-missing" if isinstance(err, HostFileNotFound) else err.code
-    reason = refusal or str(err.facts.get("reason") or err)
-    return MissingHostFile(type=type_, path=str(path or ""), code=code, reason=reason)
-
-
-def _mtime(path: Path) -> datetime:
-    """Give the time of the newest change: of a directory, of the newest file below it."""
-    below = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
-    newest = max((file.lstat().st_mtime for file in below), default=path.lstat().st_mtime)
-    return datetime.fromtimestamp(newest, UTC)
