@@ -14,6 +14,7 @@ from agent.wire.base import Request
 from agent.wire.transaction import Transaction, VolumeOutcome
 from controller.db import write
 from controller.errors import SnapshotNotFound
+from controller.operations.job import CONCLUDED
 from controller.store import groups, operations, snapshots
 from controller.store.groups import NewGroup
 
@@ -54,7 +55,7 @@ def concluded(operation: UUID, ending: Ending, view: Transaction, result: Mappin
     """Record a commit and remember the operation's result, which a later run answers with."""
     with write():
         committed(ending, view)
-        operations.progress(operation, memo={"concluded": result})
+        operations.progress(operation, memo={CONCLUDED: result})
 
 
 def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:

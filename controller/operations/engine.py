@@ -26,10 +26,13 @@ from agent.wire.problem import Problem
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
-from controller.operations.job import Job, Patience
+from controller.operations.job import CONCLUDED, Job, Patience
 from controller.store import operations
 
 log = logging.getLogger("coldframe.operations")
+
+#: Runs of one job whose commit was sent: a database that refuses for a moment need not fail it.
+_RUNS = 3
 
 T = TypeVar("T")
 Run = Callable[[Job], Awaitable[dict[str, Any]]]
@@ -167,18 +170,39 @@ class Engine:
     async def _run(self, job: Job) -> None:
         """Run one job to its recorded end, whatever happens inside it."""
         WORK_ID.set(str(job.uuid))
-        ended = await outcome(self.kinds[job.row.operation.kind](job))
-        if isinstance(ended, Exception):
-            await self._take_back(job, ended)
+        ended = await self._carry_out(job)
         while (failure := await outcome(self._record(job, ended))) is not None:
             # The caller still waits and the row still says "running": the database must take the end, sooner or later.
             log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
             await asyncio.sleep(self.limits.record_retry_s)
 
-    async def _take_back(self, job: Job, reason: Exception) -> None:
+    async def _carry_out(self, job: Job) -> dict[str, Any] | Exception:
+        """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back."""
+        for left in reversed(range(_RUNS)):
+            ended = await outcome(self.kinds[job.row.operation.kind](job))
+            if not isinstance(ended, Exception):
+                return ended
+            if left and job.in_doubt and not isinstance(ended, OutcomeUnknown):
+                log.error(kv("operation-run-again", operation=job.uuid), exc_info=ended)
+                await asyncio.sleep(self.limits.record_retry_s)
+                await outcome(job.again())
+                continue
+            await self._take_back(job)
+            return self._unless_concluded(job, ended)
+        raise AssertionError("the last run has returned")
+
+    @staticmethod
+    def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
+        """Return the result of a job that failed only in what comes after its purpose was fulfilled."""
+        result = job.recalled(CONCLUDED, dict[str, Any])
+        if result is None:
+            return failure
+        log.error(kv("failed-after-conclusion", operation=job.uuid), exc_info=failure)
+        text = str(failure) if isinstance(failure, Error) else "something unexpected went wrong afterwards; see the log"
+        return {**result, "remarks": [text]}
+
+    async def _take_back(self, job: Job) -> None:
         """Undo the steps of a failed job, last first. A step that cannot be taken back does not keep the others."""
-        if isinstance(reason, OutcomeUnknown):
-            return
         for undo in job.pending_undo():
             failure = await outcome(undo())
             if isinstance(failure, Exception):

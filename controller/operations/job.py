@@ -25,7 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Undo = Callable[[], Awaitable[object]]
 
-_SEALED = "sealed"
+#: The result of an operation whose purpose is fulfilled; it stands in the row from the same transaction on.
+CONCLUDED = "concluded"
+_SEALED = "sealed "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,20 @@ class Job:
     cancelled: bool = False
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    async def again(self) -> None:
+        """Begin anew from what the row says, as after a restart."""
+        self.row = await self.db.run(operations.job, self.uuid)
+        self._begin()
+
+    def _begin(self) -> None:
         self.memo: dict[str, Any] = dict(self.row.memo)
         self.cancelled = self.cancelled or self.row.cancel_requested
-        self._undo: list[Undo] = []
+        self._undo: list[tuple[UUID, Undo]] = []
+        self._sealed = {UUID(key.removeprefix(_SEALED)) for key in self.memo if key.startswith(_SEALED)}
+        self._refuted: set[UUID] = set()
+        self._recorded: set[UUID] = set()
 
     @property
     def uuid(self) -> UUID:
@@ -89,8 +102,17 @@ class Job:
 
     @property
     def sealed(self) -> bool:
-        """Whether commit may have been sent, so that cancelling is too late."""
-        return bool(self.memo.get(_SEALED))
+        """Whether a commit may have been sent, so that cancelling is too late."""
+        return bool(self._sealed)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a commit may have been sent whose end is not in the records yet."""
+        return bool(self._sealed - self._refuted - self._recorded)
+
+    def is_sealed(self, transaction: UUID) -> bool:
+        """Whether this transaction's commit may have been sent, now or before a restart."""
+        return transaction in self._sealed
 
     def id_for(self, role: str) -> UUID:
         """Return the UUID of what this operation makes, the same one at every run."""
@@ -120,27 +142,38 @@ class Job:
         """Show how far the work is."""
         await self.db.run(operations.progress, self.uuid, done_bytes=done_bytes, total_bytes=total_bytes)
 
-    async def seal(self) -> None:
-        """Announce that commit is sent next: from here on the job cannot be cancelled and is never undone unasked.
+    async def seal(self, transaction: UUID) -> None:
+        """Announce that commit is sent next: from here on the job cannot be cancelled, and is not undone unless
+        the host says that it did not commit.
 
         The memory is set before the row, so that a cancel which comes in between is refused.
         """
-        if self.sealed:
+        if transaction in self._sealed:
             return
-        if self.cancelled:
+        if self.cancelled and not self.sealed:
             raise OperationCancelled(operation=self.uuid)
-        self.memo[_SEALED] = True
-        await self.db.run(operations.progress, self.uuid, step="commit", memo={_SEALED: True})
+        self._sealed.add(transaction)
+        await self.db.run(operations.progress, self.uuid, step="commit", memo={f"{_SEALED}{transaction}": True})
 
-    def on_failure(self, undo: Undo) -> None:
-        """Register what takes the next step back. It must be harmless where that step never happened."""
-        self._undo.append(undo)
+    def refuted(self, transaction: UUID) -> None:
+        """Note that the host said that it did not commit."""
+        self._refuted.add(transaction)
 
-    def settled(self) -> None:
-        """Forget what was registered: the work stands and is not taken back by a later failure."""
-        self._undo.clear()
+    def recorded(self, transaction: UUID, result: dict[str, Any] | None = None) -> None:
+        """Note that the end is in the records: what was registered to take it back is forgotten.
+
+        With ``result`` the operation's purpose is fulfilled: whatever fails after that, it has succeeded.
+        """
+        if result is not None:
+            self.memo[CONCLUDED] = result
+        self._recorded.add(transaction)
+        self._undo = [one for one in self._undo if one[0] != transaction]
+
+    def on_failure(self, transaction: UUID, undo: Undo) -> None:
+        """Register what takes the next step of a transaction back. It must be harmless where that never happened."""
+        self._undo.append((transaction, undo))
 
     def pending_undo(self) -> list[Undo]:
-        """Hand over what takes the steps back, last step first."""
+        """Hand over what takes the steps back, last first, leaving out transactions that may have been committed."""
         undo, self._undo = self._undo[::-1], []
-        return undo
+        return [one for of, one in undo if of not in self._sealed or of in self._refuted]

@@ -17,7 +17,7 @@ from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Tra
 from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
 from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
 from controller.operations.ending import Ending
-from controller.operations.job import Job
+from controller.operations.job import CONCLUDED, Job
 from controller.operations.snapshot_create import completeness
 from controller.store import backup_files, groups, snapshots, vms
 from controller.store.contents import Held
@@ -36,7 +36,7 @@ class Wanted(Request, kw_only=True, frozen=True):
 async def run(job: Job) -> dict[str, Any]:
     """Revert; the result names the undo point, the host files that were kept, and the undo points that went."""
     wanted = job.wanted(Wanted)
-    result = job.recalled("concluded", dict[str, Any])
+    result = job.recalled(CONCLUDED, dict[str, Any])
     if result is None:
         await leftovers.settle(job)
         result = await _go_back(job, wanted)
@@ -57,7 +57,7 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
         moves_current=wanted.volumes is None,
     )
     request = build_request(job, wanted, group, end)
-    job.on_failure(partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
     await job.step("prepare", end.promised())
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
@@ -70,7 +70,7 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     had = sync.expected_of(await job.db.run(vms.definition, job.vm, job.host))
     result = _result(wanted, group, end, view, had)
     await job.db.run(ending.concluded, job.uuid, end, view, result)
-    job.settled()
+    job.recorded(end.transaction, result)
     return result
 
 
@@ -180,9 +180,10 @@ async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
             if await _retire_one(job, uuid):
                 gone.append(str(uuid))
         except OutcomeUnknown as err:
-            job.settled()
             remarks.append(f"undo point {uuid}: {err}")
         except Error as err:
+            if job.in_doubt:
+                raise
             for undo in job.pending_undo():
                 await undo()
             remarks.append(f"undo point {uuid} was kept: {sync.reason_of(err)}")
@@ -198,5 +199,4 @@ async def _retire_one(job: Job, uuid: UUID) -> bool:
         return False
     end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
     await snapshot_delete.merge(job, end, group)
-    job.settled()
     return True

@@ -16,7 +16,7 @@ from agent.wire.transaction import HostFilesPolicy, SnapshotRequest, Transaction
 from controller.db import write
 from controller.operations import ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
-from controller.operations.job import Job
+from controller.operations.job import CONCLUDED, Job
 from controller.store import host_files
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
@@ -35,7 +35,7 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 async def run(job: Job) -> dict[str, Any]:
     """Take it; the result names the snapshot and says whether its host files are complete."""
-    result = job.recalled("concluded", dict[str, Any])
+    result = job.recalled(CONCLUDED, dict[str, Any])
     if result is None:
         await leftovers.settle(job)
         result = await _take(job, job.wanted(Wanted))
@@ -45,19 +45,18 @@ async def run(job: Job) -> dict[str, Any]:
 async def _take(job: Job, wanted: Wanted) -> dict[str, Any]:
     snapshot = wanted.uuid or job.id_for("snapshot")
     end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=snapshot)
-    job.on_failure(partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
     await job.step("prepare", end.promised())
     view = await transaction.prepare(job, end.transaction, _request(job, wanted, end))
     async with transaction.leased(job, view.id):
         if not job.recalled("recorded", bool):
-            await job.step("fetch host files")
             held = await transaction.fetch(job, view)
             await job.db.run(ending.recorded, job.uuid, _group(job, wanted, end, view, held))
         view = await transaction.commit(job, view)
     state, reason = completeness(view, wanted.host_files)
     result = {"snapshot": str(snapshot), "host_files": state, "reason": reason, "excluded": view.excluded}
     await job.db.run(_conclude, job, end, view, result)
-    job.settled()
+    job.recorded(end.transaction, result)
     return result
 
 

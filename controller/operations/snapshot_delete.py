@@ -39,13 +39,9 @@ async def run(job: Job) -> dict[str, Any]:
             raise
         # An earlier run of this job committed and removed the records, and died before it could say so.
         return {"snapshot": str(wanted.snapshot), "remarks": []}
-    moved_bytes = await merge(job, end, group)
-    job.settled()
-    return {
-        "snapshot": str(wanted.snapshot),
-        "moved_bytes": moved_bytes,
-        "remarks": await sync.refreshed(job),
-    }
+    result = {"snapshot": str(wanted.snapshot), "moved_bytes": await merge(job, end, group)}
+    job.recorded(end.transaction, result)
+    return {**result, "remarks": await sync.refreshed(job)}
 
 
 async def merge(job: Job, end: Ending, group: Group) -> int:
@@ -53,12 +49,13 @@ async def merge(job: Job, end: Ending, group: Group) -> int:
     doomed = job.recalled(f"doomed {end.snapshot}", list[DoomedVolume])
     if doomed is None:
         doomed = await doomed_volumes(job, group)
-    job.on_failure(partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
     # The children are remembered: after the merge the host shows others, and the request must stay the same.
     await job.step("prepare", {**end.promised(), f"doomed {end.snapshot}": doomed})
     await job.db.run(groups.begin, end.snapshot, "deleting")
     if not doomed:
         await job.db.run(ending.committed, end, _nothing_left(job, end))
+        job.recorded(end.transaction)
         return 0
     request = DeleteRequest(vm=job.vm, snapshot=end.snapshot, volumes=doomed, lease_s=job.patience.lease_s)
     view = await transaction.prepare(job, end.transaction, request)
@@ -66,6 +63,7 @@ async def merge(job: Job, end: Ending, group: Group) -> int:
         view = await transaction.commit(job, view)
     view = await transaction.ended(job, view)
     failed = await job.db.run(ending.committed, end, view)
+    job.recorded(end.transaction)
     if failed:
         raise _not_deleted(end.snapshot, failed)
     return sum(one.moved_bytes for one in view.outcomes)

@@ -63,11 +63,13 @@ async def prepare(job: Job, id: UUID, request: TransactionRequest) -> Transactio
     Its abort is registered with the job. Raises HostUnreachable, AgentProblem, HostRefused or TransactionAborted
     for one that ended without commit (its lease ran out, say).
     """
-    job.on_failure(partial(abort, job, id))
-    view = await reach(job, partial(job.client.put_transaction, id, request))
+    job.on_failure(id, partial(abort, job, id))
+    # Where an earlier run may have sent commit, giving up is not safe: the host must say how it ended.
+    asked = partial(_until_known, job, id) if job.is_sealed(id) else partial(reach, job)
+    view = await asked(partial(job.client.put_transaction, id, request))
     while view.state == "preparing":
         await asyncio.sleep(job.patience.poll_s)
-        view = await reach(job, partial(job.client.transaction, id))
+        view = await asked(partial(job.client.transaction, id))
     if view.state in {"aborting", "aborted"}:
         raise _aborted(job, view)
     return view
@@ -116,14 +118,17 @@ async def packed(type: HostFileType, data: bytes, sha256: str) -> Packed:
 
 
 async def commit(job: Job, view: Transaction) -> Transaction:
-    """Seal the job, commit, and return the transaction as committed, or ``committing`` for a delete.
+    """Seal the transaction, commit, and return the transaction as committed, or ``committing`` for a delete.
 
     Raises what ended it otherwise (HostRefused, TransactionAborted, AgentProblem), or OutcomeUnknown.
     """
-    await job.seal()
+    await job.seal(view.id)
     if view.state in {"committing", "committed"}:
         return view
-    return await _until_known(job, view.id, partial(_commit_once, job, view.id))
+    view = await _until_known(job, view.id, partial(_commit_once, job, view.id))
+    if view.state in {"aborting", "aborted"}:
+        raise _aborted(job, view)
+    return view
 
 
 async def ended(job: Job, view: Transaction) -> Transaction:
@@ -143,12 +148,21 @@ async def _commit_once(job: Job, id: UUID) -> Transaction:
     try:
         return await job.client.commit(id)
     except AgentProblem as err:
-        view = await job.client.transaction(id)
+        view = await _look_again(job, id, err)
         if view.state in {"committing", "committed"}:
             return view
-        if view.state == "aborted":
+        if view.state in {"aborting", "aborted"}:
             raise _aborted(job, view, err.problem()) from err
+        job.refuted(id)
         raise
+
+
+async def _look_again(job: Job, id: UUID, refusal: AgentProblem) -> Transaction:
+    """Return how a transaction stands whose commit was refused. Raises AgentUnreachable while that is not known."""
+    try:
+        return await job.client.transaction(id)
+    except AgentProblem as err:
+        raise AgentUnreachable(url=job.client.url, reason=f"{refusal.answer.detail}; {err.answer.detail}") from err
 
 
 async def _until_known(job: Job, id: UUID, ask: Callable[[], Awaitable[Transaction]]) -> Transaction:
@@ -169,6 +183,7 @@ async def _until_known(job: Job, id: UUID, ask: Callable[[], Awaitable[Transacti
 
 def _aborted(job: Job, view: Transaction, refusal: Problem | None = None) -> Error:
     """Return what says why a transaction ended without commit."""
+    job.refuted(view.id)
     told = view.error or refusal
     return TransactionAborted(name=job.host, transaction=view.id) if told is None else HostRefused(told)
 

@@ -1,0 +1,193 @@
+"""A controller's moving parts against one agent in memory, and what must hold between the two."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+from uuid import UUID
+
+from aiohttp.test_utils import TestServer
+
+from agent.client import Timeouts
+from agent.wire.base import Request, utc_now
+from agent.wire.fleet import AddHost
+from agent.wire.operation import OPERATION_ENDED, Operation
+from agent.wire.snapshot import Snapshot
+from controller.db import Database
+from controller.hosts import Hosts
+from controller.models import database
+from controller.operations import revert, snapshot_create, snapshot_delete, sync
+from controller.operations.engine import Engine, Limits
+from controller.operations.job import Patience
+from controller.operations.kinds import KINDS
+from controller.store import invariants, operations, snapshots, vms
+from tests.controller.fake_agent import TOKEN, FakeAgent
+from tests.controller.fake_host import FakeVm
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HOST = "kvm1"
+HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.02, poll_s=0.001)
+
+
+class Breaking(Database):
+    """A database that does something unwanted at the n-th step that an operation takes through it.
+
+    Steps of operations only are counted, so that a recording of a good run numbers them the same way each time.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.steps = 0
+        self.break_at: int | None = None
+        self.after = False
+        self.breakage: Callable[[], BaseException] = asyncio.CancelledError
+
+    async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.current_task()
+        if task is None or not task.get_name().startswith("operation "):
+            return await super().run(fn, *args, **kwargs)
+        number, self.steps = self.steps, self.steps + 1
+        if number == self.break_at and not self.after:
+            raise self.breakage()
+        result = await super().run(fn, *args, **kwargs)
+        if number == self.break_at:
+            raise self.breakage()
+        return result
+
+
+class World:
+    """One agent, one database, one engine. Use ``world()``."""
+
+    def __init__(self, db: Breaking, agent: FakeAgent, hosts: Hosts, vm: FakeVm) -> None:
+        self.db, self.agent, self.hosts, self.vm = db, agent, hosts, vm
+        self.engine = self.new_engine()
+
+    def new_engine(self, **limits: Any) -> Engine:
+        """Return another engine on the same database."""
+        limits = {"record_retry_s": 0.001, "patience": HASTY, **limits}
+        return Engine(self.db, self.hosts, KINDS, Limits(**limits))
+
+    async def __aenter__(self) -> Self:
+        await self.engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.engine.__aexit__(None, None, None)
+
+    async def submit(self, kind: str, wanted: Request, vm: UUID | None = None, key: str | None = None) -> Operation:
+        """Queue an operation of the VM."""
+        return await self.engine.submit(kind, wanted, lambda: (vm or self.vm.uuid, HOST), key)
+
+    async def act(self, kind: str, wanted: Request, vm: UUID | None = None) -> Operation:
+        """Run an operation to its end."""
+        return await self.ended((await self.submit(kind, wanted, vm)).uuid)
+
+    async def ended(self, uuid: UUID) -> Operation:
+        """Wait for an operation; not ending is a failure of the test."""
+        operation = await self.engine.wait(uuid, 20)
+        assert operation.state in OPERATION_ENDED, operation
+        return operation
+
+    async def create(self, **wanted: Any) -> Operation:
+        """Take a snapshot."""
+        return await self.act("snapshot-create", snapshot_create.Wanted(**wanted))
+
+    async def snapshot(self, **wanted: Any) -> UUID:
+        """Take a snapshot that must succeed."""
+        operation = await self.create(**wanted)
+        assert operation.state == "succeeded", operation.error
+        return UUID(operation.result["snapshot"])
+
+    async def revert(self, snapshot: UUID, **wanted: Any) -> Operation:
+        """Revert to a snapshot."""
+        return await self.act("snapshot-revert", revert.Wanted(snapshot=snapshot, **wanted))
+
+    async def delete(self, snapshot: UUID) -> Operation:
+        """Delete a snapshot."""
+        return await self.act("snapshot-delete", snapshot_delete.Wanted(snapshot=snapshot))
+
+    async def sync(self) -> Operation:
+        """Sync the VM."""
+        return await self.act("vm-sync", sync.Wanted())
+
+    async def tree(self) -> list[Snapshot]:
+        """Return the VM's snapshots."""
+        return await self.db.run(snapshots.tree, self.vm.uuid)
+
+    async def kill(self) -> None:
+        """Let the engine die as by kill -9: nothing is cleaned up. Its leases then run out at once."""
+        dead = self.engine
+        tasks = [task for _, task in dead._jobs.values()] + ([dead._loop] if dead._loop else [])
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.db.run(operations.renew, dead.owner, 0.0)
+
+    async def restart(self) -> None:
+        """Kill the engine and begin with a new one on the same database."""
+        await self.kill()
+        self.engine = await self.new_engine().__aenter__()
+
+    async def mend(self) -> None:
+        """End all faults and let what is left over be settled."""
+        self.agent.faults.clear()
+        self.agent.refuse.clear()
+        self.agent.on_call = None
+        self.agent.dead = False
+        self.db.break_at = None
+        self.agent.expire_leases()
+        if await self.db.run(invariants.unsettled):
+            operation = await self.sync()
+            assert operation.state == "succeeded", operation.error
+
+    async def check(self) -> None:
+        """Raise where the records contradict themselves, or the host."""
+        assert await self.db.run(invariants.orphans) == []
+        assert await self.db.run(invariants.unsettled) == []
+        assert all(one.view.state in {"committed", "aborted"} for one in self.agent.transactions.values())
+        tree = await self.tree()
+        frozen: dict[str, str | None] = {}
+        for one in tree:
+            assert one.state == "ready"
+            group = await self.db.run(snapshots.group, one.uuid)
+            frozen |= {volume.path: volume.backing for volume in group.volumes if not volume.merged}
+            for volume in group.volumes:
+                if not volume.merged:
+                    assert self.agent.fingerprint(volume.path) == volume.fingerprint
+        on_host = {path: file.backing for path, file in self.agent.files.items()}
+        tops = set(self.vm.tops.values())
+        assert {path: backing for path, backing in on_host.items() if path not in tops} == frozen
+        for one in tree:
+            if one.current and not one.excluded:
+                stood_on = {on_host[top] for top in tops}
+                assert stood_on == {volume.path for volume in one.volumes}
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, **vm: Any) -> AsyncIterator[World]:
+    """Run a controller with one enrolled host and one VM on it."""
+    agent = FakeAgent()
+    fake = agent.add_vm(**vm)
+    async with AsyncExitStack() as stack:
+        server = TestServer(agent.app())
+        await server.start_server()
+        stack.push_async_callback(server.close)
+        db = await stack.enter_async_context(Breaking(f"sqlite:///{tmp_path}/controller.db"))
+        # Hundreds of databases are made here, and none outlives its test: waiting for the disk proves nothing.
+        await db.run(lambda: database.execute_sql("PRAGMA synchronous = off"))
+        hosts = await stack.enter_async_context(Hosts(db, Timeouts(connect_s=2, read_s=2, work_s=2)))
+        await hosts.add(AddHost(name=HOST, url=str(server.make_url("")).rstrip("/"), agent_token=TOKEN))
+        agent.calls.clear()
+        yield await stack.enter_async_context(World(db, agent, hosts, fake))
+
+
+async def define(one: World, name: str, **changes: Any) -> FakeVm:
+    """Define a further VM on the host, known to the controller."""
+    fake = one.agent.add_vm(name, **changes)
+    facts = next(vm for vm in await one.hosts.client(HOST).vms() if vm.uuid == fake.uuid)
+    await one.db.run(vms.record_one, HOST, facts, utc_now())
+    return fake
