@@ -48,13 +48,13 @@ class Watchers:
         self._unconfirmed: asyncio.Queue[tuple[float, DomainEvent]] = asyncio.Queue()
 
     async def drain(self) -> None:
-        """Work the hook's notes off, then look again at the host files of each VM that stopped."""
+        """Work the hook's notes off, then look again at the host files of each VM that started or stopped."""
         events = await asyncio.to_thread(self._spool.drain, self._event_log)
         now = asyncio.get_running_loop().time()
         for event in events:
             if event.vm is not None:
                 self._told_by_hook[event.type, event.vm] = now
-        await self._note(_stopped(events))
+        await self._note(_started_or_stopped(events))
 
     async def watch_spool(self) -> None:
         """Drain whenever the hook leaves a note."""
@@ -95,8 +95,7 @@ class Watchers:
             if self._told_by_hook.get((kind, event.uuid), float("-inf")) >= heard - self._hook_grace_s:
                 continue
             await self._append(kind, event, {"reason": "not told by the hook"})
-            if kind == "vm.stopped":
-                await self._note([event.uuid])
+            await self._note([event.uuid])
 
     async def watch_network(self) -> None:
         """Log addresses and links that change."""
@@ -115,5 +114,7 @@ class Watchers:
                 log.warning(kv("host-files-not-noted", vm=vm, reason=err))
 
 
-def _stopped(events: Iterable[HostEvent]) -> list[UUID]:
-    return [event.vm for event in events if event.type == "vm.stopped" and event.vm is not None]
+def _started_or_stopped(events: Iterable[HostEvent]) -> list[UUID]:
+    """Name each VM once. A first start made its host files, and only while it runs does libvirt name its firmware."""
+    seen = {event.vm: None for event in events if event.type in {"vm.started", "vm.stopped"}}
+    return [vm for vm in seen if vm is not None]
