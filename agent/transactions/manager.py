@@ -90,6 +90,7 @@ class Manager:
         await asyncio.to_thread(self._tools.journal.prune, self._tools.limits.outcome_retention_s)
         for entry in await asyncio.to_thread(lambda: list(self._tools.journal.entries())):
             running = Running(self._tools, entry)
+            running.settled.set()
             self._known[entry.transaction.id] = running
             if entry.ended:
                 await asyncio.to_thread(running.let_go)  # it may have died before its guard was dropped
@@ -116,8 +117,8 @@ class Manager:
         if known is not None:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
-            async with known.lock:
-                return _outcome(known)
+            await known.settled.wait()
+            return _outcome(known)
         running = self._begin(id_, request)
         await self._own(self._prepare(running, request.lease_s))
         return running.transaction
@@ -150,6 +151,7 @@ class Manager:
                     del self._known[running.transaction.id]
                 raise
             finally:
+                running.settled.set()
                 await self._told(running)
 
     def get(self, id_: UUID) -> Transaction:
@@ -261,15 +263,25 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that has not ended."""
+        """Look once at every transaction that has not ended and that nobody is at work on."""
         for running in list(self._known.values()):
             state = running.transaction.state
-            if state == "prepared" and time.monotonic() >= running.lease_until:
-                await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
-            elif running.stuck and state == "committing":
-                await self._own(self._finish(running))
-            elif running.stuck and state == "aborting":
-                await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+            if running.lock.locked() or state in ENDED:
+                continue
+            try:
+                if state == "prepared" and time.monotonic() >= running.lease_until:
+                    await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+                elif running.stuck:
+                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
+                    await self._own(again)
+            except Error as err:
+                log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    async def _retry_undo(self, running: Running) -> None:
+        async with running.lock:
+            if running.transaction.state == "aborting" and running.transaction.error is not None:
+                await running.undo(running.transaction.error)
+                await self._told(running)
 
     async def release(self, vm: UUID) -> Transaction | None:
         """Undo what holds a domain, for an operator. A guard without a transaction is dropped."""
@@ -289,7 +301,10 @@ class Manager:
         seen = running.transaction
         if seen.state in ENDED:
             data = {"transaction": str(seen.id), "kind": seen.kind, "state": seen.state}
-            await asyncio.to_thread(self._events.append, "transaction.ended", "agent", seen.vm, running.name, data)
+            try:
+                await asyncio.to_thread(self._events.append, "transaction.ended", "agent", seen.vm, running.name, data)
+            except Error as err:  # the transaction has ended all the same, and GET says so
+                log.warning("end-not-told transaction=%s reason=%s", seen.id, err)
 
     async def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work that goes on even if the client that asked for it goes away."""

@@ -67,11 +67,12 @@ class Running:
 
     def __init__(self, tools: Tools, entry: Entry) -> None:
         self.lock = asyncio.Lock()
+        self.settled = asyncio.Event()  # set once preparing has ended, one way or the other
         self.request = entry.request
         self.transaction = entry.transaction
         self.plan = entry.plan
         self.lease_until = float("inf")
-        self.stuck = False
+        self.stuck = False  # begun to switch or to undo, and not ended: tried again until it is
         self._switching = entry.commit
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
@@ -145,11 +146,10 @@ class Running:
         other error of a step undoes everything and is raised; only a deletion is not undone: what it merged stays
         merged, the guest's data are the same, and its outcomes say which disks are left.
         """
-        self.stuck = False
+        self.stuck = True
         try:
             await self._switch()
         except HypervisorUnavailable as err:
-            self.stuck = True
             self._update(error=err.problem())
             raise
         except Exception as err:  # the root of a transaction: whatever went wrong is undone and told
@@ -205,6 +205,7 @@ class Running:
 
         Where undoing fails the transaction stays ``aborting`` under its guard and is tried again.
         """
+        self.stuck = True
         self._update(state="aborting", error=problem, lease_expires_at=None)
         done = [*flat(self.plan.stage), *self.plan.receive, *(flat(self.plan.switch) if self._switching else [])]
         try:
@@ -214,14 +215,16 @@ class Running:
             await asyncio.to_thread(files.remove_tree, staging)
             await self._end("aborted", problem)
         except Error as err:
-            self.stuck = True
             log.warning("undo-waits transaction=%s reason=%s", self.transaction.id, err)
 
     async def _end(self, state: str, problem: Problem | None) -> None:
         """Write down that nothing is left to do, and only then let the domain start again."""
-        self._update(state=state, error=problem, ended_at=utc_now(), lease_expires_at=None)
-        await self._record(records.Ended(transaction=self.transaction))
+        ended = msgspec.structs.replace(
+            self.transaction, state=state, error=problem, ended_at=utc_now(), lease_expires_at=None
+        )
+        await self._record(records.Ended(transaction=ended))
         await self._at("drop-guard", asyncio.to_thread, self.let_go)
+        self.transaction = ended  # told only now: whoever hears of the end may start the domain
         self.stuck = False
 
     def let_go(self) -> None:

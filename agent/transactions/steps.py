@@ -70,7 +70,7 @@ async def _(step: CreateOverlay, work: Work) -> None:
 @undo.register
 async def _(step: CreateOverlay, work: Work) -> None:
     work.locks.release_image(Path(step.path))
-    await asyncio.to_thread(files.remove_tree, Path(step.path))
+    await asyncio.to_thread(_remove_image, Path(step.path))
 
 
 @do.register
@@ -211,6 +211,12 @@ def _make_private(like: Path, path: Path) -> None:
     """Give an overlay the owner and label of the file it covers, and nobody else any access (CVE-2025-13193)."""
     files.copy_ownership(like, path)
     path.chmod(0o600)
+
+
+def _remove_image(path: Path) -> None:
+    """Remove an image and nothing else that may have taken its name."""
+    if path.is_file() and not path.is_symlink():
+        files.remove_tree(path)
 
 
 def _move(source: Path, target: Path) -> None:

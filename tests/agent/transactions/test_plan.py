@@ -1,6 +1,7 @@
 """The planner: facts in, steps out."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -224,10 +225,10 @@ def test_host_file_for_a_device_that_is_gone_is_refused() -> None:
         plan_revert(seen, revert("vda", host_files=[ref()]))
 
 
-def doomed(children: dict[str, Image | None] | None = None, **changes: object) -> Doomed:
+def doomed(children: Mapping[str, Image | None] | None = None, **changes: object) -> Doomed:
     base = image("/images/f", backing="/images/base", backing_format="qcow2")
     values: dict[str, object] = {"dependents": list(children or {}), "frozen": base, "is_top": False, **changes}
-    return Doomed(target="vda", path="/images/f", children=children or {}, **values)  # type: ignore[arg-type]
+    return Doomed(target="vda", path="/images/f", children=dict(children or {}), **values)  # type: ignore[arg-type]
 
 
 def test_leaf_is_removed_without_a_merge() -> None:

@@ -1,0 +1,115 @@
+"""Transactions told from the outside, as the controller drives them; also what a killed agent's process runs."""
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import msgspec
+
+from agent.transactions.manager import Manager
+from agent.wire.host_file import FORMATS, HostFileType
+from agent.wire.transaction import (
+    DeleteRequest,
+    DoomedVolume,
+    FrozenVolume,
+    HostFileRef,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+)
+from tests.agent.transactions.rig import VM, Rig
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def snapshot(manager: Manager, **changes: object) -> tuple[Transaction, dict[HostFileType, bytes]]:
+    """Take a snapshot whole; return it with the host files that were fetched before the commit."""
+    id_ = uuid4()
+    request = SnapshotRequest(vm=VM, snapshot=uuid4(), **changes)  # type: ignore[arg-type]  # overrides
+    prepared = await manager.put(id_, request)
+    fetched = {item.type: manager.captured(id_, item.type).read_bytes() for item in prepared.host_files}
+    return await manager.commit(id_), fetched
+
+
+def revert_request(taken: Transaction, host_files: dict[HostFileType, bytes], **changes: object) -> RevertRequest:
+    """Ask for everything that a snapshot holds, as the controller would."""
+    values: dict[str, object] = {
+        "vm": VM,
+        "snapshot": taken.snapshot,
+        "volumes": [FrozenVolume(target=v.target, path=v.path, fingerprint=v.fingerprint) for v in taken.volumes],
+        "host_files": [
+            HostFileRef(type=t, format=FORMATS[t], size_bytes=len(d), sha256=hashlib.sha256(d).hexdigest())
+            for t, d in host_files.items()
+        ],
+        "undo": uuid4(),
+        **changes,
+    }
+    return RevertRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
+
+
+async def revert(manager: Manager, request: RevertRequest, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Go back whole."""
+    id_ = uuid4()
+    await manager.put(id_, request)
+    for ref in request.host_files:
+        await manager.upload(id_, ref.type, chunks(host_files[ref.type]))
+    return await manager.commit(id_)
+
+
+def delete_request(taken: Transaction, children: dict[str, list[str]]) -> DeleteRequest:
+    """Ask to merge a snapshot's frozen files away; ``children`` by target."""
+    assert taken.snapshot is not None
+    volumes = [DoomedVolume(target=v.target, path=v.path, children=children.get(v.target, [])) for v in taken.volumes]
+    return DeleteRequest(vm=VM, snapshot=taken.snapshot, volumes=volumes)
+
+
+async def delete(manager: Manager, request: DeleteRequest, id_: UUID | None = None) -> Transaction:
+    """Delete, and wait until it has ended."""
+    id_ = id_ or uuid4()
+    await manager.put(id_, request)
+    await manager.commit(id_)
+    while manager.get(id_).ended_at is None:
+        await asyncio.sleep(0)
+    return manager.get(id_)
+
+
+class Executioner:
+    """A checkpoint that lists the points it hears of, and kills its own process at the chosen one.
+
+    ``at`` is a position in the list, or a name.
+    """
+
+    def __init__(self, at: int | str | None = None) -> None:
+        self.at = at
+        self.points: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        self.points.append(name)
+        if self.at in (name, len(self.points) - 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def run(manager: Manager, kind: str, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
+    """Run one transaction of a kind from beginning to end."""
+    if kind == "snapshot":
+        await snapshot(manager)
+    elif kind == "revert":
+        await revert(manager, msgspec.json.decode(request, type=RevertRequest), host_files)
+    else:
+        await delete(manager, msgspec.json.decode(request, type=DeleteRequest))
+
+
+def victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
+    """Run one transaction in this process and die at point ``at``."""
+    asyncio.run(run(Rig(root).manager(Executioner(at)), kind, request, host_files))
+
+
+def recovering_victim(root: Path, at: str) -> None:
+    """Recover in this process and die at the point named ``at``."""
+    asyncio.run(Rig(root).manager(Executioner(at)).recover())

@@ -1,0 +1,161 @@
+"""F1: the agent is killed at every point of every kind of transaction, and another one takes over.
+
+The points are found by a run that is not killed: every journal record, every step of the plan, guard and undo. A
+process forked from a clean server runs the transaction on real images and dies by its own SIGKILL at one point; then
+recovery runs here and the host is looked over.
+"""
+
+import multiprocessing
+import signal
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.transactions.manager import Manager
+from agent.wire.host_file import HostFileType
+from tests.agent.transactions import story
+from tests.agent.transactions.rig import VM, Rig, nvram, permall
+
+Prepared = tuple[bytes, dict[HostFileType, bytes]]
+KINDS = ("snapshot", "revert", "delete")
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.agent.transactions.story"])
+    return context
+
+
+def change(rig: Rig, pattern: int) -> None:
+    for target in rig.targets:
+        rig.write_disk(target, pattern)
+    rig.nvram.write_bytes(nvram(bytes([pattern])))
+    (rig.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(bytes([pattern])))
+
+
+async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
+    """Bring a host to the moment before the transaction, and give the request."""
+    rig = Rig(root).build()
+    manager = rig.manager()
+    if kind == "snapshot":
+        return rig, (b"", {})
+    taken, host_files = await story.snapshot(manager)
+    change(rig, 0x61)
+    if kind == "revert":
+        return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
+    second, _ = await story.snapshot(manager)
+    children = {volume.target: [volume.path] for volume in second.volumes}
+    return rig, (msgspec.json.encode(story.delete_request(taken, children)), {})
+
+
+async def points_of(tmp_path: Path, kind: str) -> list[str]:
+    """Run a transaction unharmed and list the points that it passes."""
+    rig, prepared = await build(tmp_path / "unharmed", kind)
+    executioner = story.Executioner()
+    await story.run(rig.manager(executioner), kind, *prepared)
+    return executioner.points
+
+
+def kill_at(processes: ForkServerContext, root: Path, kind: str, point: int, prepared: Prepared) -> int | None:
+    process = processes.Process(target=story.victim, args=(root, kind, point, *prepared))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+async def settle(rig: Rig) -> Manager:
+    manager = rig.manager()
+    await manager.recover()
+    return manager
+
+
+@pytest.mark.case("F1")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_agent_killed_at_every_point_leaves_the_old_state_or_the_new(
+    tmp_path: Path, processes: ForkServerContext, kind: str
+) -> None:
+    points = await points_of(tmp_path, kind)
+    assert len(points) > 12
+    for number, name in enumerate(points):
+        rig, prepared = await build(tmp_path / str(number), kind)
+        old, before = rig.contents(), rig.files()
+        assert kill_at(processes, rig.root, kind, number, prepared) == -signal.SIGKILL, name
+        await settle(rig)
+        check(rig, kind, name, old, before)
+
+
+def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]) -> None:
+    """Hold that nothing is in between: contents, files, guards and definition are of one state or the other."""
+    assert rig.guards.all() == {}, point
+    new = rig.contents()
+    added = {path for path in rig.files() - before if path.startswith("images/")}
+    assert not [path for path in rig.files() - before if not path.startswith("images/")], point
+    assert not [path for path in rig.files() if ".coldframe-" in path], point
+    if kind == "revert":
+        switched = len(added) == len(rig.targets)
+        assert switched or not added, point
+        assert all((new[part] == old[part]) is not switched for part in old), point
+    else:
+        assert new == old, point
+        gone = before - rig.files()
+        assert len(added) in ((0, len(rig.targets)) if kind == "snapshot" else (0,)), point
+        assert len(gone) in ((0, len(rig.targets)) if kind == "delete" else (0,)), point
+    assert {rig.top(target).exists() for target in rig.targets} == {True}, point
+
+
+@pytest.mark.case("F1")
+async def test_agent_killed_in_its_own_recovery_recovers_the_next_time(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    for number, checkpoint in enumerate(["before journal ended", "before drop-guard", "before swap tpm"]):
+        rig, prepared = await build(tmp_path / str(number), "revert")
+        old, before = rig.contents(), rig.files()
+        points = await points_of(tmp_path / f"p{number}", "revert")
+        kill_at(processes, rig.root, "revert", points.index("after journal commit"), prepared)
+        process = processes.Process(target=story.recovering_victim, args=(rig.root, checkpoint))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        await settle(rig)
+        check(rig, "revert", checkpoint, old, before)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+async def test_torn_last_record_of_the_journal_counts_as_not_written(
+    tmp_path: Path, processes: ForkServerContext, cut: int
+) -> None:
+    rig, prepared = await build(tmp_path / "torn", "snapshot")
+    old, before = rig.contents(), rig.files()
+    points = await points_of(tmp_path, "snapshot")
+    kill_at(processes, rig.root, "snapshot", points.index("after journal prepared"), prepared)
+    (journal,) = (rig.state_dir / "journal").glob("*.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    await settle(rig)
+    check(rig, "snapshot", f"torn by {cut}", old, before)
+    assert rig.files() == before
+
+
+async def test_guard_of_an_ended_transaction_is_dropped_at_start(tmp_path: Path, processes: ForkServerContext) -> None:
+    rig, prepared = await build(tmp_path / "ended", "snapshot")
+    points = await points_of(tmp_path, "snapshot")
+    kill_at(processes, rig.root, "snapshot", points.index("after journal ended"), prepared)
+    rig.manager()
+    assert VM in rig.guards.all()
+    await settle(rig)
+    assert rig.guards.all() == {}
+
+
+async def test_snapshot_whose_domain_ran_in_between_is_undone_and_not_committed(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    rig, prepared = await build(tmp_path / "overtaken", "snapshot")
+    points = await points_of(tmp_path, "snapshot")
+    kill_at(processes, rig.root, "snapshot", points.index("after journal commit"), prepared)
+    rig.write_disk("vda", 0x77)  # the hook was removed, and the guest wrote
+    seen = rig.contents()
+    manager = await settle(rig)
+    assert [item.state for item in manager.all()] == ["aborted"]
+    assert rig.contents() == seen
