@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import typer
 from typer.exceptions import TyperException
@@ -14,9 +14,12 @@ from typer.exceptions import TyperException
 from agent.web import log, settings
 from agent.web.auth import read_secret_file
 from agent.web.errors import Error, SettingsError
+from agent.web.flags import with_flags
 from agent.web.serving import tls_context
-from agent.wire.access import NewToken, Role
+from agent.wire.access import Role
 from controller import config
+
+T = TypeVar("T")
 
 NAME = "coldframe-controller"
 FAILED, USAGE = 1, 2
@@ -25,13 +28,10 @@ app = typer.Typer(name=NAME, rich_markup_mode=None, pretty_exceptions_enable=Fal
 token = typer.Typer(help="API tokens, without the daemon.")
 app.add_typer(token, name="token")
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help=f"Settings; {config.DEFAULT_FILE} is the default.", metavar="FILE")
-]
-DatabaseOption = Annotated[str | None, typer.Option(help="Overrides the setting of this name.", metavar="URL")]
+Flags = dict[str, str | None]
 
 
-def _load(file: Path | None, **flags: str | None) -> settings.Loaded[config.Config]:
+def _load(file: Path | None, flags: Flags) -> settings.Loaded[config.Config]:
     return config.load(file, os.environ, flags)
 
 
@@ -41,30 +41,29 @@ def common() -> None:
 
 
 @app.command()
-def serve(
-    file: ConfigOption = None,
-    listen: Annotated[str | None, typer.Option(help="Overrides the setting.", metavar="ADDRESS:PORT")] = None,
-    database: DatabaseOption = None,
-) -> None:
+@with_flags(config.Config)
+def serve(config: Path | None, flags: Flags) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
     from controller.app import serve as daemon  # noqa: PLC0415 - the other commands need none of it
 
-    loaded = _load(file, listen=listen, database=database)
-    log.configure(loaded.settings.log_level)
-    asyncio.run(daemon(loaded.settings))
+    found = _load(config, flags).settings
+    log.configure(found.log_level)
+    asyncio.run(daemon(found))
 
 
 @app.command()
-def migrate(file: ConfigOption = None, database: DatabaseOption = None) -> None:
+@with_flags(config.Config)
+def migrate(config: Path | None, flags: Flags) -> None:
     """Create the database or bring it up to date; the daemon does the same when it starts."""
-    applied = asyncio.run(_with_database(_load(file, database=database).settings.database, lambda: None))
-    typer.echo(f"Applied: {', '.join(applied[0])}" if applied[0] else "The database is up to date")
+    applied, _ = asyncio.run(_with_database(_load(config, flags).settings.database, lambda: None))
+    typer.echo(f"Applied: {', '.join(applied)}" if applied else "The database is up to date")
 
 
 @app.command()
-def check(file: ConfigOption = None) -> None:
+@with_flags(config.Config)
+def check(config: Path | None, flags: Flags) -> None:
     """Check settings, secrets, TLS files and the database's place; nothing is opened for writing."""
-    found = _load(file).settings
+    found = _load(config, flags).settings
     if found.token_file is not None:
         read_secret_file(found.token_file)
     if found.tls is not None:
@@ -77,9 +76,10 @@ def check(file: ConfigOption = None) -> None:
 
 
 @app.command("show-config")
-def show_config(file: ConfigOption = None) -> None:
+@with_flags(config.Config)
+def show_config(config: Path | None, flags: Flags) -> None:
     """Print the settings in force, and where each comes from; secrets as ***."""
-    typer.echo(settings.show(_load(file)), nl=False)
+    typer.echo(settings.show(_load(config, flags)), nl=False)
 
 
 @token.callback()
@@ -88,29 +88,25 @@ def token_group() -> None:
 
 
 @token.command("create")
+@with_flags(config.Config)
 def token_create(
+    config: Path | None,
+    flags: Flags,
     role: Annotated[Role, typer.Option(help="What it may do.")],
     name: Annotated[str | None, typer.Option(help="Who will use it; a name with the time is the default.")] = None,
     expires: Annotated[datetime | None, typer.Option(help="When it ends, in UTC; never is the default.")] = None,
-    file: ConfigOption = None,
-    database: DatabaseOption = None,
 ) -> None:
     """Make a token and print its secret, alone on standard output, this once."""
     from controller.store import tokens  # noqa: PLC0415 - loads the database's models
 
-    now = datetime.now(UTC)
-    made = asyncio.run(
-        _with_database(
-            _load(file, database=database).settings.database,
-            lambda: tokens.create(
-                name or f"{role}-{now:%Y%m%dT%H%M%S.%f}", role, expires.replace(tzinfo=UTC) if expires else None
-            ),
-        )
-    )[1]
+    name = name or f"{role}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+    ends = expires.replace(tzinfo=UTC) if expires else None
+    found = _load(config, flags).settings
+    _, made = asyncio.run(_with_database(found.database, lambda: tokens.create(name, role, ends)))
     typer.echo(made.secret)
 
 
-async def _with_database(url: str, work: Callable[[], NewToken | None]) -> tuple[list[str], Any]:
+async def _with_database(url: str, work: Callable[[], T]) -> tuple[list[str], T]:
     """Open the database, do the work, and return the migrations that were applied and what the work returned."""
     from controller.db import Database  # noqa: PLC0415 - see above
 
