@@ -114,13 +114,14 @@ async def test_any_step_through_the_database_may_fail_and_tells_nothing_secret(t
     (tmp_path / "good").mkdir()
     _, steps = await recorded(tmp_path / "good", scenario)
     for number in range(steps):
-        for name, breakage in (("own", DatabaseFailed(reason="disk full")), ("unexpected", RuntimeError(SECRET))):
-            directory = tmp_path / f"{number}-{name}"
-            directory.mkdir()
-            async with prepared(directory, scenario) as one:
-                one.db.break_at, one.db.breakage = number, partial(_same, breakage)
-                operation = await survives(one, scenario)
-                assert SECRET not in str(operation)
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        async with prepared(directory, scenario) as one:
+            # By turns an error of ours and one that nobody foresaw.
+            breakage = DatabaseFailed(reason="disk full") if number % 2 else RuntimeError(SECRET)
+            one.db.break_at, one.db.breakage = number, partial(_same, breakage)
+            operation = await survives(one, scenario)
+            assert SECRET not in str(operation)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
