@@ -4,13 +4,14 @@ The hook fails open where it was deleted or cannot run; these locks are what a p
 vanish with the agent, and a new agent takes them again in recovery.
 """
 
-import contextlib
+import logging
 from pathlib import Path
 
-from agent.errors import DomainBusy, ImageInUse
 from agent.host.image_locks import ImageLock
 from agent.host.tpm import StateLock
 from agent.web.errors import Error
+
+log = logging.getLogger(__name__)
 
 
 class HeldLocks:
@@ -37,14 +38,13 @@ class HeldLocks:
         if directory not in self._states:
             self._states[directory] = StateLock.take(directory)
 
-    def retake(self, images: dict[str, Path], states: list[Path]) -> None:
-        """Take again, after a restart, what can be taken: the guard holds in any case."""
+    def retake(self, images: dict[str, Path]) -> None:
+        """Take again, after a restart, the images that can be taken: the guard holds in any case."""
         for target, path in images.items():
-            with contextlib.suppress(ImageInUse, Error):
+            try:
                 self.take_image(target, path)
-        for directory in states:
-            with contextlib.suppress(DomainBusy, Error):
-                self.take_tpm(directory)
+            except Error as err:
+                log.info("lock-not-retaken image=%s reason=%s", path, err)
 
     def release(self) -> None:
         """Let go of everything."""

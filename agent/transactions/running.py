@@ -11,7 +11,7 @@ from typing import ParamSpec
 
 import msgspec
 
-from agent.errors import HostFileNotFound, HostFileNotUploaded, HypervisorUnavailable
+from agent.errors import DomainNotFound, HostFileNotFound, HostFileNotUploaded, HypervisorUnavailable
 from agent.host import dependents, files, images
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
@@ -74,6 +74,8 @@ class Running:
         self.lease_until = float("inf")
         self.stuck = False  # begun to switch or to undo, and not ended: tried again until it is
         self._switching = entry.commit
+        if entry.commit and not entry.ended:
+            self._update(state="committing", lease_expires_at=None)
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PARALLEL_STEPS)
@@ -235,11 +237,17 @@ class Running:
         self._work.locks.release()
 
     async def resume(self) -> None:
-        """Take up a transaction that a dead agent left: its name, its guard and what locks can be had."""
-        self._work.name = (await self._tools.hypervisor.domain(self.request.vm)).name
+        """Take up a transaction that a dead agent left: its guard, what locks can be had, and the domain's name.
+
+        libvirt may not be up yet, or the domain gone: neither keeps staged files from being removed.
+        """
+        try:
+            self._work.name = (await self._tools.hypervisor.domain(self.request.vm)).name
+        except (DomainNotFound, HypervisorUnavailable) as err:
+            log.warning("name-not-known transaction=%s vm=%s reason=%s", self.transaction.id, self.request.vm, err)
         await self._raise_guard()
         tops = {target: Path(new) for target, (_, new) in sources(self.plan).items()}
-        await asyncio.to_thread(self._work.locks.retake, tops, [])
+        await asyncio.to_thread(self._work.locks.retake, tops)
 
     async def was_overtaken(self) -> bool:
         """Tell whether the domain ran between a snapshot's capture and its switch, so that it froze nothing whole.

@@ -371,6 +371,28 @@ async def test_commit_waits_under_guard_while_libvirt_is_away_and_then_ends(rig:
     assert rig.guards.all() == {}
 
 
+async def test_recovery_without_libvirt_undoes_at_once_and_redoes_when_it_is_back(tmp_path: Path) -> None:
+    undone, redone = Rig(tmp_path / "undo").build(), Rig(tmp_path / "redo").build()
+    before = undone.files()
+    await undone.manager().put(uuid4(), request())
+    dying = redone.manager()
+    id_ = uuid4()
+    await dying.put(id_, request())
+    redone.hypervisor.failing = {"define"}
+    await dying.commit(id_)
+    for rig in (undone, redone):
+        rig.hypervisor.failing = {"domain", "inactive_xml", "define"}
+    fresh, other = undone.manager(), redone.manager()
+    await fresh.recover()
+    await other.recover()
+    assert [item.state for item in (*fresh.all(), *other.all())] == ["aborted", "committing"]
+    assert undone.files() == before
+    redone.hypervisor.failing = set()
+    await other.tick()
+    assert other.get(id_).state == "committed"
+    assert undone.guards.all() == redone.guards.all() == {}
+
+
 async def test_libvirt_away_at_prepare_is_a_clear_error_and_nothing_is_left(rig: Rig, manager: Manager) -> None:
     before = rig.files()
     rig.hypervisor.failing = {"inactive_xml"}
