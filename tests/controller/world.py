@@ -149,22 +149,25 @@ class World:
         assert await self.db.run(invariants.orphans) == []
         assert await self.db.run(invariants.unsettled) == []
         assert all(one.view.state in {"committed", "aborted"} for one in self.agent.transactions.values())
-        tree = await self.tree()
+        on_host = {path: file.backing for path, file in self.agent.files.items()}
         frozen: dict[str, str | None] = {}
-        for one in tree:
+        for vm in self.agent.vms.values():
+            frozen |= await self._frozen(vm, on_host)
+        tops = {top for vm in self.agent.vms.values() for top in vm.tops.values()}
+        assert {path: backing for path, backing in on_host.items() if path not in tops} == frozen
+
+    async def _frozen(self, vm: FakeVm, on_host: dict[str, str | None]) -> dict[str, str | None]:
+        """Return a VM's recorded frozen files, checked; the VM stands where the records say."""
+        frozen: dict[str, str | None] = {}
+        for one in await self.db.run(snapshots.tree, vm.uuid):
             assert one.state == "ready"
             group = await self.db.run(snapshots.group, one.uuid)
-            frozen |= {volume.path: volume.backing for volume in group.volumes if not volume.merged}
-            for volume in group.volumes:
-                if not volume.merged:
-                    assert self.agent.fingerprint(volume.path) == volume.fingerprint
-        on_host = {path: file.backing for path, file in self.agent.files.items()}
-        tops = set(self.vm.tops.values())
-        assert {path: backing for path, backing in on_host.items() if path not in tops} == frozen
-        for one in tree:
+            left = [volume for volume in group.volumes if not volume.merged]
+            assert {volume.fingerprint for volume in left} == {self.agent.fingerprint(volume.path) for volume in left}
+            frozen |= {volume.path: volume.backing for volume in left}
             if one.current and not one.excluded:
-                stood_on = {on_host[top] for top in tops}
-                assert stood_on == {volume.path for volume in one.volumes}
+                assert {on_host[top] for top in vm.tops.values()} == {volume.path for volume in one.volumes}
+        return frozen
 
 
 @asynccontextmanager

@@ -1,0 +1,180 @@
+"""The engine: queues, ends, cancels, leases."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent.wire.base import utc_now
+from controller.errors import IdempotencyConflict, OperationNotCancellable
+from controller.operations import snapshot_create, sync
+from controller.store import operations
+from tests.controller.world import World, define, world
+
+PUT, COMMIT = "PUT /v1/transactions/{id}", "POST /v1/transactions/{id}/commit"
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+        await made.mend()
+        await made.check()
+
+
+class Gate:
+    """Holds back the first call of a kind until it is opened."""
+
+    def __init__(self, one: World, call: str) -> None:
+        self.reached, self.opened = asyncio.Event(), asyncio.Event()
+        self.call = call
+        one.agent.on_call = self.hold
+
+    async def hold(self, _: int, call: str) -> None:
+        if call == self.call and not self.reached.is_set():
+            self.reached.set()
+            await self.opened.wait()
+
+
+@pytest.mark.case("S14")
+async def test_a_second_request_for_a_vm_waits_its_turn_and_other_vms_are_not_held_up(one: World) -> None:
+    other = await define(one, "other")
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted(name="1"))
+    await gate.reached.wait()
+    second = await one.submit("snapshot-create", snapshot_create.Wanted(name="2"))
+    elsewhere = await one.act("snapshot-create", snapshot_create.Wanted(), other.uuid)
+    assert elsewhere.state == "succeeded"
+    assert (await one.db.run(operations.get, second.uuid)).state == "queued"
+    gate.opened.set()
+    await one.ended(second.uuid)
+    assert (await one.ended(first.uuid)).state == "succeeded"
+    assert [item.name for item in await one.tree()] == ["1", "2"]
+
+
+async def test_a_host_runs_no_more_operations_at_once_than_allowed(one: World) -> None:
+    await one.kill()
+    one.engine = await one.new_engine(per_host=1).__aenter__()
+    other = await define(one, "other")
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    elsewhere = await one.submit("snapshot-create", snapshot_create.Wanted(), other.uuid)
+    assert (await one.engine.wait(elsewhere.uuid, 0.05)).state == "queued"
+    gate.opened.set()
+    assert [(await one.ended(uuid)).state for uuid in (first.uuid, elsewhere.uuid)] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.case("S15")
+async def test_the_same_key_twice_makes_one_snapshot_and_gives_the_same_answer(one: World) -> None:
+    wanted = snapshot_create.Wanted(name="once")
+    first = await one.submit("snapshot-create", wanted, key="k")
+    ended = await one.ended(first.uuid)
+    assert await one.submit("snapshot-create", wanted, key="k") == ended
+    assert len(await one.tree()) == 1
+    with pytest.raises(IdempotencyConflict):
+        await one.submit("snapshot-create", snapshot_create.Wanted(name="other"), key="k")
+
+
+async def test_a_queued_operation_is_cancelled_at_once(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted(name="1"))
+    await gate.reached.wait()
+    second = await one.submit("snapshot-create", snapshot_create.Wanted(name="2"))
+    assert (await one.engine.cancel(second.uuid)).state == "cancelled"
+    gate.opened.set()
+    assert (await one.ended(first.uuid)).state == "succeeded"
+    assert [item.name for item in await one.tree()] == ["1"]
+
+
+async def test_a_running_operation_is_cancelled_before_commit_and_undone(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    await one.engine.cancel(first.uuid)
+    gate.opened.set()
+    ended = await one.ended(first.uuid)
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == ("cancelled", "operation-cancelled")
+    assert await one.tree() == []
+
+
+async def test_after_commit_was_sent_cancelling_is_refused(one: World) -> None:
+    gate = Gate(one, COMMIT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    with pytest.raises(OperationNotCancellable):
+        await one.engine.cancel(first.uuid)
+    gate.opened.set()
+    assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_waiting_gives_up_after_its_time_and_says_how_it_stands(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    shown = await one.engine.wait(first.uuid, 0.01)
+    assert (shown.state, shown.step) == ("running", "prepare")
+    gate.opened.set()
+    await one.ended(first.uuid)
+
+
+async def test_a_second_controller_leaves_running_work_alone_until_its_lease_has_run_out(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    async with one.new_engine() as other:
+        other.nudge()
+        # Its own work runs, so its rounds do; ours is still ours.
+        elsewhere = await define(one, "elsewhere")
+        await other.wait((await other.submit("vm-sync", sync.Wanted(), lambda: (elsewhere.uuid, "kvm1"))).uuid, 20)
+        assert (await one.db.run(operations.job, first.uuid)).owner == one.engine.owner
+        await one.kill()
+        other.nudge()
+        gate.opened.set()
+        assert (await other.wait(first.uuid, 20)).state == "succeeded"
+    one.engine = await one.new_engine().__aenter__()
+
+
+async def test_an_engine_that_was_not_heard_of_lets_go_of_what_another_has_taken_over(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    await one.db.run(operations.claim, first.uuid, "another", 60.0, take_over=True)
+    one.engine.nudge()
+    while one.engine._jobs:
+        await asyncio.sleep(0)
+    assert (await one.db.run(operations.job, first.uuid)).owner == "another"
+    gate.opened.set()
+    await one.db.run(operations.renew, "another", 0.0)
+    one.engine.nudge()
+    assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_a_stopped_engine_hands_its_work_to_the_next_at_once(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    gate.opened.set()
+    await one.engine.__aexit__(None, None, None)
+    row = await one.db.run(operations.job, first.uuid)
+    assert row.operation.state == "running"
+    assert row.lease_until is not None
+    assert row.lease_until <= utc_now()
+    one.engine = await one.new_engine().__aenter__()
+    assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_a_lease_that_ran_out_while_the_controller_was_dead_fails_with_that_reason(one: World) -> None:
+    gate = Gate(one, "GET /v1/transactions/{id}/host-files/{type}")
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    await one.kill()
+    gate.opened.set()
+    one.agent.expire_leases()
+    one.engine = await one.new_engine().__aenter__()
+    ended = await one.ended(first.uuid)
+    assert ended.error is not None
+    assert (ended.state, ended.error.code) == ("failed", "lease-expired")
+    assert await one.tree() == []
