@@ -19,7 +19,7 @@ from controller.api.actions import ActionRoutes
 from controller.api.audit import auditing
 from controller.api.backup_files import BackupFileRoutes
 from controller.api.enrolment import EnrolmentRoutes
-from controller.api.events import EventRoutes
+from controller.api.events import EventRoutes, StreamLimits
 from controller.api.health import HealthRoutes
 from controller.api.hosts import HostRoutes
 from controller.api.operations import OperationRoutes
@@ -55,7 +55,7 @@ def make_app(
         *ActionRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
-        *EventRoutes(db, let_in, settings.listener_backlog).routes(),
+        *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),
         *AccessRoutes(db).routes(),
     ]
     routes = [_with_database(one) for one in routes]

@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     host_file_limit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 26)] = 16 << 20
     # Events are trimmed beyond this; at a thousand a day this is a quarter of a year, in some 30 MB.
     events_kept: Annotated[int, msgspec.Meta(ge=1_000)] = 100_000
-    # A listener that is this many events behind is dropped and told so: it can go on from where it was.
+    # A listener that stays this many events behind is dropped and told so: it can go on from where it was.
     listener_backlog: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 1_000
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -12,7 +12,7 @@ from agent.web.auth import Authenticator
 from agent.web.call import Call
 from agent.web.metrics import HttpMetrics, exposition
 from agent.web.middleware import add_headers, authentication, outermost
-from agent.web.routes import Route, dispatch, route
+from agent.web.routes import PATH_PARAMETER, Route, dispatch, route
 
 #: The routes of an application and its OpenAPI document, for tests and tools.
 ROUTES = web.AppKey("routes", list[Route])
@@ -78,9 +78,11 @@ def _add(app: web.Application, declared: Route) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await dispatch(declared, request)
 
-    app.router.add_route(declared.method, declared.path, handler, expect_handler=_continue)
+    # aiohttp's own pattern leaves out braces, and a VM may be named {x}.
+    path = PATH_PARAMETER.sub(r"{\1:[^/]+}", declared.path)
+    app.router.add_route(declared.method, path, handler, expect_handler=_continue)
     if declared.method == hdrs.METH_GET:
-        app.router.add_route(hdrs.METH_HEAD, declared.path, handler, expect_handler=_continue)
+        app.router.add_route(hdrs.METH_HEAD, path, handler, expect_handler=_continue)
 
 
 async def _continue(request: web.Request) -> None:

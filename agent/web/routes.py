@@ -25,7 +25,7 @@ Handler = Callable[..., Awaitable[Any]]
 JSON = "application/json"
 BYTES = "application/octet-stream"
 _JSON_LIMIT_BYTES = 1024 * 1024  # a revert of a hundred disks has a body of about 20 kB
-_PATH_PARAMETER = re.compile(r"\{(\w+)\}")
+PATH_PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def route(
     """
     hints = get_type_hints(handler, include_extras=True)
     wanted = [name for name in inspect.signature(handler).parameters if name not in {"self", "call"}]
-    in_path = _PATH_PARAMETER.findall(path)
+    in_path = PATH_PARAMETER.findall(path)
     if set(in_path) - set(wanted) or set(wanted) - set(in_path) - {"query", "body"}:
         raise TypeError(f"{method} {path}: the handler's parameters {wanted} do not fit the path's {in_path}")
     body = hints.get("body")

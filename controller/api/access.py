@@ -1,6 +1,6 @@
 """Tokens and the audit log."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
@@ -52,12 +52,7 @@ class AccessRoutes:
 
     async def create(self, call: Call, body: CreateToken) -> Reply[NewToken]:
         """Make a token. Its secret is in this answer and can never be shown again."""
-        expires_at = body.expires_at
-        if expires_at is not None and expires_at.tzinfo is None:
-            expires_at = expires_at.replace(tzinfo=UTC)
-        if expires_at is not None and expires_at <= utc_now():
-            raise InvalidRequest(where="body.expires_at", reason="this moment has passed")
-        made = await self._db.run(tokens.create, body.name, body.role, expires_at)
+        made = await self._db.run(tokens.create, body.name, body.role, _moment(body.expires_at))
         # The answer holds a secret: no cache on the way may keep it.
         return Reply(made, headers={"Cache-Control": "no-store"})
 
@@ -72,3 +67,16 @@ class AccessRoutes:
             audit.page, query.limit, pages.position(query, int), actor=query.actor, method=query.method
         )
         return pages.page(found)
+
+
+def _moment(at: datetime | None) -> datetime | None:
+    """Return a moment to come in UTC; one without a zone is UTC. Raises InvalidRequest."""
+    if at is None:
+        return None
+    try:
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except OverflowError as err:  # the last hours of the year 9999, west of Greenwich
+        raise InvalidRequest(where="body.expires_at", reason="this moment is too far away") from err
+    if at <= utc_now():
+        raise InvalidRequest(where="body.expires_at", reason="this moment has passed")
+    return at

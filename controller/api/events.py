@@ -9,6 +9,7 @@ that asks for events which were trimmed meanwhile is told so first, by ``events.
 import asyncio
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -27,11 +28,22 @@ from controller.store import events
 LAST_EVENT_ID = Header("Last-Event-ID", "The last `id:` that came in; it goes before `after`", pattern="[0-9]{1,18}")
 After = Annotated[int, msgspec.Meta(ge=0, lt=10**18, description="Begin after this number")]
 
-#: A comment this often keeps proxies (60 s is common) and the client's own deadline from ending a quiet stream.
-HEARTBEAT_S = 20.0
-#: A listener that takes no bytes for so long is stuck: its socket's buffers are full, and nobody reads them.
-STUCK_S = 30.0
 _BATCH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamLimits:
+    """What a listener may cost.
+
+    A comment every ``heartbeat_s`` keeps proxies (60 s is common) and the client's own deadline from ending a quiet
+    stream. Who has once caught up and is then more than ``backlog`` events behind for longer than ``lag_s`` is slow;
+    a burst alone is no reason. Who takes no bytes for ``stuck_s`` does not read any more.
+    """
+
+    backlog: int = 1_000
+    heartbeat_s: float = 20.0
+    lag_s: float = 10.0
+    stuck_s: float = 30.0
 
 
 class EventQuery(Request, kw_only=True, frozen=True):
@@ -42,12 +54,12 @@ class EventQuery(Request, kw_only=True, frozen=True):
 
 
 class EventRoutes:
-    """The stream. ``backlog``: how many events a listener may be behind before it is dropped."""
+    """The stream."""
 
-    def __init__(self, db: Database, authenticator: Authenticator, backlog: int) -> None:
+    def __init__(self, db: Database, authenticator: Authenticator, limits: StreamLimits) -> None:
         self._db = db
         self._authenticator = authenticator
-        self._backlog = backlog
+        self._limits = limits
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -63,7 +75,7 @@ class EventRoutes:
         )
         await response.prepare(call.request)
         if call.request.method == "GET":
-            listener = _Listener(call.request, response, self._db, position, self._backlog)
+            listener = _Listener(call.request, response, self._db, position, self._limits)
             with contextlib.suppress(ClientConnectionResetError):  # it went away: nobody is left to tell
                 await listener.serve(follow=query.follow, authenticator=self._authenticator)
         return response
@@ -71,19 +83,20 @@ class EventRoutes:
 
 class _Listener:
     def __init__(
-        self, request: web.Request, response: web.StreamResponse, db: Database, position: int, backlog: int
+        self, request: web.Request, response: web.StreamResponse, db: Database, position: int, limits: StreamLimits
     ) -> None:
         self._request = request
         self._response = response
         self._db = db
         self._position = position
-        self._backlog = backlog
+        self._limits = limits
+        self._slow_since: float | None = None
 
     async def serve(self, *, follow: bool, authenticator: Authenticator) -> None:
         """Send until the listener is dropped, its credential is no longer good, or the daemon stops."""
         await self._tell_of_trimmed()
-        caught_up = False
-        while not self._request.app[STOPPING].is_set():
+        caught_up, stopping = False, self._request.app[STOPPING]
+        while not stopping.is_set():
             version = self._db.version
             batch = await self._db.run(events.read, self._position, _BATCH)
             for event in batch:
@@ -95,20 +108,21 @@ class _Listener:
                 if caught_up and await self._fell_behind():
                     return
                 continue
-            caught_up = True
+            caught_up, self._slow_since = True, None
             if not follow:
                 return
-            if not await self._wait(version) and not await self._still_alive(authenticator):
+            changed = await self._wait(version)
+            if not changed and not stopping.is_set() and not await self._still_alive(authenticator):
                 return
 
     async def _wait(self, version: int) -> bool:
-        """Return whether something changed; False after HEARTBEAT_S, or when the daemon stops."""
+        """Return whether something changed; False after ``heartbeat_s``, or when the daemon stops."""
         waits = [
             asyncio.ensure_future(self._db.changed(version)),
             asyncio.ensure_future(self._request.app[STOPPING].wait()),
         ]
         try:
-            await asyncio.wait(waits, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=self._limits.heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
             return waits[0].done()
         finally:
             for one in waits:
@@ -124,8 +138,14 @@ class _Listener:
             await self._send(_text(_notice("events.trimmed", self._position, {"oldest": oldest}), with_id=False))
 
     async def _fell_behind(self) -> bool:
+        """Return whether the listener has been too slow for too long; it is told so then."""
         behind = await self._db.run(events.newest) - self._position
-        if behind <= self._backlog:
+        if behind <= self._limits.backlog:
+            self._slow_since = None
+            return False
+        now = asyncio.get_running_loop().time()
+        self._slow_since = self._slow_since or now
+        if now - self._slow_since < self._limits.lag_s:
             return False
         told = {"behind": behind, "go_on_after": self._position}
         await self._send(_text(_notice("listener.dropped", self._position, told), with_id=False))
@@ -134,7 +154,7 @@ class _Listener:
     async def _send(self, text: str) -> bool:
         """Return whether the listener took it in time."""
         try:
-            async with asyncio.timeout(STUCK_S):
+            async with asyncio.timeout(self._limits.stuck_s):
                 await self._response.write(text.encode())
         except TimeoutError:
             return False
