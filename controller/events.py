@@ -146,7 +146,8 @@ def work_off(host: str, page: HostEvents, missed: bool, at: datetime) -> int:
                 to_sync[event.vm or UUID(int=0)] = f"{page.log}:{event.seq}"
         for vm, source in to_sync.items():
             operations.enqueue("vm-sync", vm, host, {}, key=f"event {host} {source} {vm}")
-        hosts.move_cursor(host, page.log, max(page.next, after))
+        # What was trimmed is never coming: a cursor left below it would count as missed again for ever.
+        hosts.move_cursor(host, page.log, max(page.next, after, page.oldest - 1))
     return len(to_sync)
 
 

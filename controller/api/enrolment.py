@@ -23,7 +23,7 @@ class EnrolmentRoutes:
         adding = (NameInvalid, HostExists, HostUnreachable, AgentRefusedToken, AgentProblem)
         return [
             route("POST", "/v1/hosts", self.add, status=201, role="admin", answer_headers=(LOCATION,), errors=adding),
-            route("DELETE", "/v1/hosts/{name}", self.remove, role="admin", errors=(HostNotFound, HostBusy)),
+            route("DELETE", "/v1/hosts/{name}", self.remove, status=204, role="admin", errors=(HostNotFound, HostBusy)),
         ]
 
     async def add(self, call: Call, body: AddHost) -> Reply[Host]:

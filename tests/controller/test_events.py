@@ -1,0 +1,176 @@
+"""Following hosts: reachability, events, resync."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.wire.base import utc_now
+from agent.wire.fleet import Host
+from controller.events import Follower, Pace, work_off
+from controller.store import events, host_files, hosts, operations, vms
+from tests.controller.world import HOST, World, define, world
+
+BRISK = Pace(poll_s=5, event_wait_s=5, retry_s=0.001, retry_max_s=0.002)
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+        await made.hosts.stop_following()
+        await made.mend()
+        await made.check()
+
+
+def follower(one: World) -> Follower:
+    return Follower(HOST, one.db, one.hosts, one.engine.nudge, BRISK)
+
+
+@asynccontextmanager
+async def following(one: World) -> AsyncIterator[None]:
+    one.hosts.start_following(lambda name: asyncio.create_task(follower(one).run(), name=f"host {name}"))
+    yield
+    await one.hosts.stop_following()
+
+
+async def until(one: World, found: Any) -> None:
+    """Wait until the records say so."""
+    async with asyncio.timeout(20):
+        while not await found():
+            await one.db.changed(one.db.version)
+
+
+async def syncs(one: World) -> list[str]:
+    return [item.state for item in (await one.db.run(operations.page, 100, kind="vm-sync")).items]
+
+
+async def dirty(one: World) -> list[datetime | None]:
+    return [item.dirty_since for item in await one.db.run(host_files.of_vm, one.vm.uuid)]
+
+
+@pytest.mark.case("B8")
+async def test_a_vm_that_stops_is_synced(one: World) -> None:
+    async with following(one):
+        one.agent.happen("vm.starting", one.vm)
+        one.agent.happen("vm.stopped", one.vm)
+
+        async def saved() -> bool:
+            kept = await one.db.run(host_files.of_vm, one.vm.uuid)
+            return len(kept) == 2 and all(item.sha256 and not item.dirty_since for item in kept)
+
+        await until(one, saved)
+    assert await syncs(one) == ["succeeded"]
+
+
+async def test_a_start_marks_the_copies_dirty(one: World) -> None:
+    await one.sync()
+    one.agent.happen("vm.starting", one.vm)
+    await follower(one).read_events(0)
+    assert all(await dirty(one))
+
+
+async def test_an_event_has_its_effect_once_however_often_the_log_is_read(one: World) -> None:
+    one.agent.happen("vm.stopped", one.vm)
+    await follower(one).read_events(0)
+    await follower(one).read_events(0)
+    page = await one.hosts.client(HOST).events(0)
+    assert await one.db.run(work_off, HOST, page, False, utc_now()) == 0
+    assert len(await syncs(one)) == 1
+
+
+async def test_after_a_new_log_every_vm_may_have_run_and_is_synced(one: World) -> None:
+    one.agent.happen("vm.defined", one.vm)
+    await follower(one).read_events(0)
+    await one.sync()
+    one.agent.renew_log()
+    one.agent.happen("vm.defined", one.vm)
+    assert await follower(one).read_events(0)
+    assert await one.db.run(hosts.cursor, HOST) == (one.agent.log, 1)
+    assert len(await syncs(one)) == 2
+
+
+async def test_events_that_were_trimmed_before_we_read_them_count_as_missed(one: World) -> None:
+    one.agent.happen("vm.defined", one.vm)
+    await follower(one).read_events(0)
+    one.agent.oldest, one.agent.events = 50, []
+    assert await follower(one).read_events(0)
+    assert len(await syncs(one)) == 1
+    assert not await follower(one).read_events(0)
+
+
+async def test_an_event_about_an_unknown_vm_changes_nothing_and_the_vm_is_found(one: World) -> None:
+    stranger = one.agent.add_vm("stranger")
+    async with following(one):
+        one.agent.happen("vm.starting", stranger)
+
+        async def found() -> bool:
+            return stranger.uuid in [vm.uuid for vm in (await one.db.run(vms.page, 10)).items]
+
+        await until(one, found)
+
+
+@pytest.mark.case("P7")
+async def test_a_host_that_goes_and_comes_back_is_shown_and_used_again_without_a_restart(one: World) -> None:
+    async def shown() -> Host:
+        return await one.db.run(hosts.get, HOST)
+
+    async def unreachable() -> bool:
+        return not (await shown()).reachable
+
+    async def reachable() -> bool:
+        return (await shown()).reachable
+
+    async with following(one):
+        one.agent.dead = True
+        one.agent.happen("vm.defined", one.vm)
+        await until(one, unreachable)
+        assert (await shown()).error
+        one.agent.dead = False
+        await until(one, reachable)
+    types = [event.type for event in await one.db.run(events.read, 0, 100)]
+    assert types.index("host.unreachable") < len(types) - types[::-1].index("host.reachable")
+
+
+async def test_a_host_that_comes_back_is_asked_how_what_it_was_told_to_commit_ended(one: World) -> None:
+    await one.snapshot(name="first")
+    commit = one.agent.calls.index("POST /v1/transactions/{id}/commit")
+    one.agent.calls.clear()
+
+    async def die_after_commit(number: int, _: str) -> None:
+        one.agent.dead = number > commit
+
+    one.agent.faults[commit] = "drop-after"
+    one.agent.on_call = die_after_commit
+    assert (await one.create(name="second")).state == "failed"
+    one.agent.on_call, one.agent.dead = None, False
+
+    async def settled() -> bool:
+        return [item.state for item in await one.tree()] == ["ready", "ready"]
+
+    async with following(one):
+        await until(one, settled)
+
+
+async def test_the_follower_of_a_removed_host_ends(one: World) -> None:
+    async with following(one):
+        await one.hosts.remove(HOST)
+        assert await one.db.run(hosts.names) == []
+    await follower(one).run()
+    one.agent.vms.clear()
+    one.agent.files.clear()
+
+
+@pytest.mark.case("P8")
+async def test_a_vm_on_two_hosts_is_a_conflict_until_one_lets_go(one: World) -> None:
+    await define(one, "second")
+    facts = await one.hosts.client(HOST).vms()
+    await one.db.run(hosts.add, "kvm2", "http://127.0.0.1:1", "x")
+    await one.db.run(vms.record_inventory, "kvm2", facts[:1], utc_now())
+    assert (await one.db.run(vms.get, facts[0].uuid)).conflict == "kvm1, kvm2"
+    await one.db.run(vms.record_inventory, "kvm2", [], utc_now())
+    assert (await one.db.run(vms.get, facts[0].uuid)).conflict is None
