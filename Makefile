@@ -66,12 +66,13 @@ install: ## install below PREFIX (and DESTDIR), with units, hook and example con
 	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 on the PATH; try: make PYTHON=..."; exit 1; }
 	install -d "$(DESTDIR)$(LIB)" "$(DESTDIR)$(PREFIX)/bin"
 	$(PYTHON) -m venv --clear "$(DESTDIR)$(LIB)/venv"
-	"$(DESTDIR)$(LIB)/venv/bin/pip" install -q --require-hashes -r requirements-run.lock
+	"$(DESTDIR)$(LIB)/venv/bin/pip" install -q --no-compile --require-hashes -r requirements-run.lock
 	rm -rf $(BUILD)/lib
-	"$(DESTDIR)$(LIB)/venv/bin/pip" install -q --no-deps .
+	"$(DESTDIR)$(LIB)/venv/bin/pip" install -q --no-compile --no-deps .
 	@# A staged environment must not remember where it was staged.
 	test -z "$(DESTDIR)" || grep -rlI --null -F "$(DESTDIR)" "$(DESTDIR)$(LIB)/venv/bin" "$(DESTDIR)$(LIB)/venv/pyvenv.cfg" | \
 		xargs -0r sed -i 's|$(DESTDIR)||g'
+	"$(DESTDIR)$(LIB)/venv/bin/python" -m compileall -q $(if $(DESTDIR),-s "$(DESTDIR)" -p /) "$(DESTDIR)$(LIB)/venv/lib"
 	for command in $(COMMANDS); do ln -sfn "$(LIB)/venv/bin/$$command" "$(DESTDIR)$(PREFIX)/bin/$$command"; done
 	install -d "$(DESTDIR)$(PREFIX)/lib/systemd/system"
 	for unit in $(UNITS); do \

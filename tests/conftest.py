@@ -1,7 +1,22 @@
-"""What every test has: the case plugin and the watch over blocking calls."""
+"""What every test has: the case plugin, the watch over blocking calls, and no files left in the working tree."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests import blocking
 
-pytest_plugins = ["tests.cases", "tests.lab.fixtures"]
+pytest_plugins = ["tests.cases"]
 
 blocking.forbid()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As root in somebody's working tree, keep hypothesis's files elsewhere: their owner could not remove them."""
+    if Path(__file__).stat().st_uid != os.geteuid():
+        elsewhere = tempfile.TemporaryDirectory(prefix="coldframe-hypothesis-")
+        set_hypothesis_home_dir(elsewhere.name)
+        config.add_cleanup(elsewhere.cleanup)
