@@ -195,4 +195,4 @@ def up(_migrator: Any, db: peewee.Database) -> None:
     words = _SQLITE if isinstance(db, peewee.SqliteDatabase) else _POSTGRESQL
     for statement in _TABLES.format(**words).split(";"):
         if statement.strip():
-            db.execute_sql(statement)
+            db.execute_sql(statement)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from uuid import UUID
 from agent.wire import access as wire
 from controller.db import write
 from controller.models import AuditEntry
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 
 def begin(*, actor: str, role: wire.Role, remote: str, method: str, path: str) -> int:
@@ -25,9 +25,7 @@ def page(
 ) -> Slice[wire.AuditEntry, int]:
     """Return one page, newest first."""
     query = AuditEntry.select()
-    for column, value in ((AuditEntry.actor, actor), (AuditEntry.method, method)):
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(query, ((AuditEntry.actor, actor), (AuditEntry.method, method)))
     rows = after_position(query, (AuditEntry.seq,), after, newest_first=True).limit(limit + 1)
     return page_of([_wire(row) for row in rows], limit, lambda entry: entry.seq)
 

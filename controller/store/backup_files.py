@@ -13,7 +13,7 @@ from controller.errors import BackupFileNotFound, BackupFileOwned, OwnerReserved
 from controller.models import BackupFile, Content, Snapshot, Vm
 from controller.store import contents, events
 from controller.store.contents import Held
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 Position = tuple[datetime, UUID]
 
@@ -128,9 +128,9 @@ def page(
 ) -> Slice[wire.BackupFile, Position]:
     """Return one page, oldest first."""
     query = _select()
-    for column, value in ((BackupFile.owner_uuid, owner), (BackupFile.owner_kind, owner_kind), (BackupFile.type, type)):
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(
+        query, ((BackupFile.owner_uuid, owner), (BackupFile.owner_kind, owner_kind), (BackupFile.type, type))
+    )
     query = after_position(query, (BackupFile.created_at, BackupFile.uuid), after)
     return page_of([_wire(row) for row in query.limit(limit + 1)], limit, lambda one: (one.created_at, one.uuid))
 

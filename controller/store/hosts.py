@@ -16,7 +16,7 @@ from controller.db import write
 from controller.errors import HostBusy, HostExists, HostNotFound
 from controller.models import Host, VmDefinition
 from controller.store import events, operations, vms
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def move_cursor(name: str, log: UUID, seq: int) -> None:
 
 
 def _row(name: str) -> Host:
-    row = Host.get_or_none(Host.name == name)
+    row: Host | None = filtered(Host.select(), [(Host.name, name)]).first()
     if row is None:
         raise HostNotFound(name=name)
     return row

@@ -20,7 +20,7 @@ from controller.db import write
 from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
 from controller.models import Operation
 from controller.store import events
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
 
@@ -99,9 +99,7 @@ def next_for_vm(vm: UUID) -> Job | None:
 def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | None = None) -> int:
     """Return how many operations of a VM or a host have not ended, leaving out ``but``."""
     query = _open_rows()
-    for column, value in ((Operation.vm, vm), (Operation.host, host)):
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(query, ((Operation.vm, vm), (Operation.host, host)))
     if but is not None:
         query = query.where(Operation.uuid != but)
     return int(query.count())
@@ -219,9 +217,7 @@ def page(
     """Return one page, newest first."""
     query = Operation.select()
     filters = ((Operation.vm, vm), (Operation.host, host), (Operation.state, state), (Operation.kind, kind))
-    for column, value in filters:
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(query, filters)
     rows = list(after_position(query, (Operation.seq,), after, newest_first=True).limit(limit + 1))
     cut = page_of(rows, limit, lambda row: int(row.seq))
     return Slice([_wire(row) for row in cut.items], cut.next)

@@ -16,7 +16,7 @@ from controller.db import read
 from controller.errors import SnapshotNotFound
 from controller.models import BackupFile, Snapshot, Vm, VolumeSnapshot
 from controller.store import backup_files
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 Position = tuple[datetime, UUID]
 
@@ -124,9 +124,7 @@ def page(
         (Snapshot.state, state),
         (Snapshot.automatic, automatic),
     )
-    for column, value in filters:
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(query, filters)
     with read():
         rows = list(after_position(query, (Snapshot.created_at, Snapshot.uuid), after).limit(limit + 1))
         return page_of(wires(rows), limit, lambda one: (one.created_at, one.uuid))

@@ -13,7 +13,7 @@ from controller.db import read, write
 from controller.errors import VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
 from controller.models import BackupFile, Snapshot, Vm, VmDefinition
 from controller.store import backup_files, contents, events, host_files, operations
-from controller.store.paging import Slice, after_position, page_of
+from controller.store.paging import Slice, after_position, filtered, page_of
 
 Position = tuple[str, UUID]
 
@@ -59,7 +59,7 @@ def resolve(text: str) -> UUID:
         uuid = None
     if uuid is not None and Vm.get_or_none(Vm.uuid == uuid) is not None:
         return uuid
-    rows = list(Vm.select().where(Vm.name == text).order_by(Vm.uuid))
+    rows: list[Vm] = list(filtered(Vm.select(), [(Vm.name, text)]).order_by(Vm.uuid))
     candidates = [row for row in rows if row.host_id is not None] or rows
     if not candidates:
         raise VmNotFound(vm=text)
@@ -107,9 +107,7 @@ def page(
 ) -> Slice[wire.Vm, Position]:
     """Return one page by name."""
     query = Vm.select()
-    for column, value in ((Vm.host, host), (Vm.state, state), (Vm.name, name)):
-        if value is not None:
-            query = query.where(column == value)
+    query = filtered(query, ((Vm.host, host), (Vm.state, state), (Vm.name, name)))
     with read():
         rows = list(after_position(query, (Vm.name, Vm.uuid), after).limit(limit + 1))
         return page_of(_wires(rows), limit, lambda vm: (vm.name, vm.uuid))
