@@ -28,7 +28,7 @@ from agent.state_dir import claimed
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager, no_checkpoint
-from agent.watchers import Watchers
+from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
 from agent.web.auth import Secret, first_of, one_secret, read_secret_file, root_on_unix_socket
 from agent.web.errors import Error
@@ -67,7 +67,11 @@ def limits_of(config: Config) -> Limits:
 
 
 def assemble(
-    config: Config, hypervisor: Hypervisor, network: Network, checkpoint: Callable[[str], None] = no_checkpoint
+    config: Config,
+    hypervisor: Hypervisor,
+    network: Network,
+    checkpoint: Callable[[str], None] = no_checkpoint,
+    hook_grace_s: float = HOOK_GRACE_S,
 ) -> Agent:
     """Put an agent together on its state directory, which the caller has claimed. Blocks for a few file reads."""
     guards, expected, event_log = Guards(config.state_dir), Expected(config.state_dir), EventLog(config.state_dir)
@@ -87,6 +91,7 @@ def assemble(
         hypervisor=hypervisor,
         inventory=inventory,
         network=network,
+        hook_grace_s=hook_grace_s,
     )
     facts = Facts(hypervisor, network, config.hook_file)
     return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts)
@@ -113,7 +118,11 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
 
 @contextlib.asynccontextmanager
 async def working(
-    config: Config, hypervisor: Hypervisor, network: Network, checkpoint: Callable[[str], None] = no_checkpoint
+    config: Config,
+    hypervisor: Hypervisor,
+    network: Network,
+    checkpoint: Callable[[str], None] = no_checkpoint,
+    hook_grace_s: float = HOOK_GRACE_S,
 ) -> AsyncIterator[Agent]:
     """Recover, work off what the hook left, start to watch; yields an agent that is ready to serve.
 
@@ -121,7 +130,7 @@ async def working(
     """
     with claimed(config.state_dir):
         await asyncio.to_thread(_tell_hook, config)
-        agent = await asyncio.to_thread(assemble, config, hypervisor, network, checkpoint)
+        agent = await asyncio.to_thread(assemble, config, hypervisor, network, checkpoint, hook_grace_s)
         try:
             async with hypervisor, Background() as background:
                 await agent.manager.recover()

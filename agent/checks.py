@@ -41,8 +41,8 @@ async def run(config: Config) -> list[Finding]:
         ("qemu-img", _qemu_img),
     ]
     findings = [await _finding(name, check, config) for name, check in checks]
-    directories = [*config.allowed_image_dirs, config.nvram_dir, config.swtpm_dir]
-    return [*findings, *(_directory(path) for path in directories)]
+    images = [_directory(path, "make it, or correct allowed_image_dirs") for path in config.allowed_image_dirs]
+    return [*findings, *images, _directory(config.nvram_dir), _directory(config.swtpm_dir)]
 
 
 class _Problem(Exception):
@@ -117,7 +117,10 @@ async def _qemu_img(config: Config) -> str:
     return done.stdout.decode(errors="replace").splitlines()[0]
 
 
-def _directory(path: Path) -> Finding:
+def _directory(path: Path, if_missing: str | None = None) -> Finding:
+    """Look at one directory. Those that libvirt makes with the first VM that needs them may be missing."""
     if path.is_dir():
         return Finding(str(path), ok=True, detail="is a directory")
-    return Finding(str(path), ok=False, detail="is not a directory; make it, or correct the setting")
+    if path.exists():
+        return Finding(str(path), ok=False, detail="is not a directory; correct the setting")
+    return Finding(str(path), ok=if_missing is None, detail=f"is not there; {if_missing or 'libvirt makes it'}")

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 async def transactions(config: Config) -> list[Transaction]:
     """Return every transaction, oldest first."""
+    if not config.state_dir.is_dir():
+        return []
     found = await _either(config, lambda client: client.transactions(), lambda: _journalled(config.state_dir))
     return sorted(found, key=lambda one: one.started_at)
 

@@ -154,9 +154,9 @@ def _header(header: Header) -> dict[str, Any]:
 def _answers(declared: Route, schemas: Schemas) -> dict[str, Any]:
     found = {str(declared.status): _answer(declared, declared.answer, schemas)}
     for status, kind in declared.statuses.items():
-        found[str(status)] = _answer(declared, kind, schemas)
+        found[str(status)] = {"description": "No content"} if kind is None else _answer(declared, kind, schemas)
     headers = {one.name: _header(one) for one in declared.answer_headers}
-    if declared.method == "GET" and declared.media_type == JSON and declared.role is not None:
+    if declared.method == "GET" and declared.media_type == JSON:
         headers["ETag"] = _header(_ETAG)
         found["304"] = {"description": "Not modified"}
     if headers:

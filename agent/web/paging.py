@@ -14,7 +14,10 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000, description="The most items to return")]
-Cursor = Annotated[str, msgspec.Meta(max_length=512, description="Where to go on: `next` of the page before")]
+Cursor = Annotated[
+    str,
+    msgspec.Meta(max_length=512, pattern="^[A-Za-z0-9_-]+$", description="Where to go on: `next` of the page before"),
+]
 
 
 class PageQuery(Request, kw_only=True, frozen=True):

@@ -60,6 +60,11 @@ class Serving:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
+    return make_host(tmp_path)
+
+
+def make_host(tmp_path: Path) -> Host:
+    """Make a host in a directory."""
     for name in ("images", "nvram", "hooks/qemu.d", f"swtpm/{VM}/tpm2"):
         (tmp_path / name).mkdir(parents=True)
     disks = {target: tmp_path / "images" / f"{target}.qcow2" for target in ("vda", "vdb")}

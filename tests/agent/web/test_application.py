@@ -130,7 +130,7 @@ async def test_change_needs_the_version_that_was_seen(client: Client, if_match: 
         ("limit=x", "query.limit"),
         ("limit=1&limit=2", "?limit"),
         ("big=perhaps", "query.big"),
-        ("after=%FF", "after"),
+        ("after=%FF", "query.after"),
         ("after=bm8", "after"),
         ("limit=99999999999999999999999", "query.limit"),
     ],
