@@ -109,13 +109,7 @@ def revert(
     body = RevertSnapshot(undo_point=undo_point, volumes=volume or None)
     answer = session.client.change("POST", path("snapshots", uuid, "revert"), Operation, body, key=str(uuid4()))
 
-    def tell(ended: Operation) -> None:
-        session.out.print(f"Reverted to snapshot {uuid}")
-        undo = ended.result.get("undo_point")
-        if undo:
-            session.out.print(f"The state before is kept; to go back to it: coldframe snapshot revert {undo}")
-
-    settle(session, answer, lambda ended: session.show(ended, lambda: tell(ended)))
+    settle(session, answer, lambda ended: session.show(ended, lambda: _tell_reverted(session, uuid, ended)))
 
 
 @command(app, "ungroup")
@@ -144,7 +138,7 @@ def delete(session: Session, id: Id) -> None:
     settle(
         session,
         answer,
-        lambda ended: session.show(ended, lambda: session.out.print(f"Snapshot {uuid} is deleted")),
+        lambda ended: session.show(ended, lambda: _tell(session, f"Snapshot {uuid} is deleted", ended)),
     )
 
 
@@ -167,6 +161,29 @@ def _tell_made(session: Session, made: Snapshot) -> None:
         session.out.print(f"Its host files are {files.state}: {printable(files.reason)}")
     if made.excluded:
         session.out.print(f"Left out: {' '.join(map(printable, made.excluded))}")
+
+
+def _tell_reverted(session: Session, uuid: str, ended: Operation) -> None:
+    """Say what went back and what did not: a disk alone, a host file that was kept or taken away."""
+    result = ended.result
+    if result.get("host_files") == "left-alone":
+        disks = ", ".join(map(printable, result.get("volumes", [])))
+        _tell(session, f"Reverted {disks} to snapshot {uuid}; NVRAM and TPM were left alone", ended)
+    else:
+        _tell(session, f"Reverted to snapshot {uuid}", ended)
+        for key, words in (("removed", "Taken away, as the VM had none then"), ("kept", "Not in the snapshot, kept")):
+            if result.get(key):
+                session.out.print(f"{words}: {', '.join(map(printable, result[key]))}")
+    if result.get("undo_point"):
+        undo = printable(result["undo_point"])
+        session.out.print(f"The state before is kept; to go back to it: coldframe snapshot revert {undo}")
+
+
+def _tell(session: Session, text: str, ended: Operation) -> None:
+    """Print what was done, and what the operation remarks on it."""
+    session.out.print(text)
+    for remark in ended.result.get("remarks", []):
+        session.out.print(printable(remark))
 
 
 def _print(session: Session, one: Snapshot) -> None:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 WATCHED_S, UNWATCHED_S = 1, 20
 #: A controller that restarts takes its operations up again; it may be away for this long.
 PATIENCE_S = 60
+RETRY_S = 1
 
 
 def wait(session: Session, operation: Operation) -> Operation:
@@ -83,7 +84,7 @@ def _ask(session: Session, operation: Operation, wait_s: int) -> Operation:
                     f"coldframe operation wait {operation.uuid}"
                 }
                 raise ControllerUnreachable(**facts) from err
-            time.sleep(1)
+            time.sleep(RETRY_S)
 
 
 def result_id(operation: Operation, name: str) -> str:

@@ -69,6 +69,21 @@ def test_revert_prints_the_operation_and_names_the_undo_point(fake: FakeControll
     assert fake.asked[-1].body == {"undo_point": False, "volumes": None}
 
 
+def test_revert_of_one_disk_says_that_host_files_were_left_alone(fake: FakeController, coldframe: Coldframe) -> None:
+    result = {"host_files": "left-alone", "volumes": ["vda"], "kept": ["nvram"], "remarks": ["mind\nthe gap"]}
+    fake.answer("POST", f"{SNAPSHOT_PATH}/revert", msgspec.structs.replace(OPERATION, result=result), status=202)
+    assert coldframe("snapshot", "revert", str(SNAPSHOT.uuid), "--volume", "vda").out == (
+        f"Reverted vda to snapshot {SNAPSHOT.uuid}; NVRAM and TPM were left alone\nmind\\nthe gap\n"
+    )
+
+
+def test_revert_says_what_it_took_away_and_what_it_kept(fake: FakeController, coldframe: Coldframe) -> None:
+    result = {"host_files": "restored", "removed": ["tpm"], "kept": ["nvram"]}
+    fake.answer("POST", f"{SNAPSHOT_PATH}/revert", msgspec.structs.replace(OPERATION, result=result), status=202)
+    out = coldframe("snapshot", "revert", str(SNAPSHOT.uuid)).out
+    assert out.splitlines()[1:] == ["Taken away, as the VM had none then: tpm", "Not in the snapshot, kept: nvram"]
+
+
 def test_delete_prints_the_operation(fake: FakeController, coldframe: Coldframe) -> None:
     fake.answer("DELETE", SNAPSHOT_PATH, OPERATION, status=202)
     assert coldframe("snapshot", "delete", str(SNAPSHOT.uuid), "--json").json["uuid"] == str(OPERATION.uuid)

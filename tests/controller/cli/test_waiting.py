@@ -1,0 +1,73 @@
+"""Waiting: the bar on a terminal, an interruption, and a controller that is away for a moment."""
+
+import msgspec
+import pytest
+
+from agent.wire.operation import Operation, Progress
+from controller.cli import waiting
+from tests.controller.cli.conftest import Coldframe
+from tests.controller.cli.fake import FakeController
+
+OPERATION = Operation.example()
+RUNNING = msgspec.structs.replace(
+    OPERATION, state="running", step="merge [red]vda", progress=Progress(done_bytes=1, total_bytes=4, percent=25)
+)
+PATH = f"/v1/operations/{OPERATION.uuid}"
+WAIT = ("operation", "wait", str(OPERATION.uuid))
+
+
+def test_a_terminal_gets_a_bar_on_stderr_and_stdout_stays_one_document(
+    fake: FakeController, coldframe: Coldframe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for answer in (RUNNING, RUNNING, OPERATION):
+        fake.answer("GET", PATH, answer)
+    done = coldframe(*WAIT, "--json")
+    assert (done.status, done.json["state"]) == (0, "succeeded")
+    assert "merge [red]vda" in done.err
+    assert [one.query.get("wait") for one in fake.asked] == [None, "1", "1"]
+
+
+def test_without_a_terminal_nothing_is_drawn_and_one_request_waits_long(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    fake.answer("GET", PATH, RUNNING)
+    fake.answer("GET", PATH, OPERATION)
+    assert coldframe(*WAIT).err == ""
+    assert fake.asked[-1].query["wait"] == "20"
+
+
+def test_an_interruption_says_how_to_go_on(
+    fake: FakeController, coldframe: Coldframe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Operation:
+        raise KeyboardInterrupt
+
+    fake.answer("POST", "/v1/vms/win11/snapshots", RUNNING, status=202)
+    monkeypatch.setattr(waiting, "_ask", interrupted)
+    done = coldframe("snapshot", "create", "win11")
+    assert (done.status, done.out) == (130, "")
+    assert f"coldframe operation wait {OPERATION.uuid}" in done.err
+
+
+def test_a_controller_that_restarts_is_asked_again(
+    fake: FakeController, coldframe: Coldframe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "RETRY_S", 0)
+    fake.answer("GET", PATH, RUNNING)
+    for _ in range(2):
+        fake.answer("GET", PATH, b"it restarts", status=502, kind="text/plain")
+    fake.answer("GET", PATH, OPERATION)
+    assert coldframe(*WAIT, "--json").json["state"] == "succeeded"
+    assert len(fake.asked) == 4
+
+
+def test_a_controller_that_stays_away_is_told_with_how_to_ask_later(
+    fake: FakeController, coldframe: Coldframe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PATIENCE_S", 0)
+    fake.answer("POST", "/v1/vms/win11/snapshots", RUNNING, status=202)
+    fake.answer("GET", PATH, b"<html>", status=502, kind="text/html")
+    done = coldframe("snapshot", "create", "win11", "--json")
+    assert (done.status, done.json["code"]) == (5, "controller-unreachable")
+    assert f"coldframe operation wait {OPERATION.uuid}" in done.json["detail"]
