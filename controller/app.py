@@ -105,7 +105,8 @@ def _with_database(route: Route) -> Route:
 
 
 def _limits(settings: Config) -> Limits:
-    return Limits(per_host=settings.per_host_limit, patience=Patience(lease_s=settings.lease_s))
+    patience = Patience(lease_s=settings.lease_s, host_file_limit_bytes=settings.host_file_limit_bytes)
+    return Limits(per_host=settings.per_host_limit, patience=patience)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -19,6 +19,7 @@
     │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
     ├── AgentRefusedToken            422
     ├── TransactionAborted           409  the host undid the work
+    ├── HostFileTooLarge             413
     ├── CaptureCorrupt               502  other bytes arrived than the host announced
     ├── HostFilesMissing             409  some of a VM's host files cannot be had
     ├── DisksNotDeleted              500  some disks of a snapshot could not be merged away
@@ -267,6 +268,13 @@ class TransactionAborted(Error):
 
     status, code = 409, "transaction-aborted"
     message = "Host {name} undid transaction {transaction}; everything is as it was. Try again"
+
+
+class HostFileTooLarge(Error):
+    """A host file is above the controller's limit."""
+
+    status, code = 413, "host-file-too-large"
+    message = "The {type} has {size_bytes} bytes, the limit is {limit_bytes}; it was not used and nothing was changed"
 
 
 class CaptureCorrupt(Error):

@@ -22,8 +22,7 @@ from agent.wire.vm import HostVm
 from controller.db import Database, write
 from controller.errors import DatabaseFailed, HostNotFound, VmNotFound
 from controller.hosts import Hosts
-from controller.operations.leftovers import vms_with_leftovers
-from controller.store import events, host_files, hosts, operations, vms
+from controller.store import events, groups, host_files, hosts, operations, vms
 
 log = logging.getLogger("coldframe.hosts")
 
@@ -120,7 +119,7 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
     with write():
         hosts.seen(host, facts, at)
         vms.record_inventory(host, found, at)
-        unsettled = vms_with_leftovers(host)
+        unsettled = [vm for vm in groups.unsettled_vms(host) if operations.open_count(vm=vm) == 0]
         for vm in unsettled:
             operations.enqueue("vm-sync", vm, host, {})
     return len(unsettled)
@@ -138,7 +137,7 @@ def work_off(host: str, page: HostEvents, missed: bool, at: datetime) -> int:
         after = after if known == page.log else 0
         to_sync: dict[UUID, str] = {}
         if missed:
-            for vm in _vms_of(host):
+            for vm in vms.on_host(host):
                 host_files.note_started(vm, host, at)
                 to_sync[vm] = f"{page.log}:missed:{page.next}"
         for event in page.items:
@@ -161,14 +160,3 @@ def _apply(host: str, event: HostEvent, at: datetime) -> bool:
     data = {"host_seq": event.seq, "host_at": event.at, "name": event.vm_name, **event.data}
     events.append(event.type, host=host, vm=event.vm, data=data)
     return event.vm is not None and event.type == "vm.stopped"
-
-
-def _vms_of(host: str) -> list[UUID]:
-    found: list[UUID] = []
-    after: tuple[str, UUID] | None = None
-    while True:
-        page = vms.page(1000, after, host=host)
-        found += [vm.uuid for vm in page.items]
-        if page.next is None:
-            return found
-        after = page.next

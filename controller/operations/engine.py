@@ -198,7 +198,11 @@ class Engine:
         if result is None:
             return failure
         log.error(kv("failed-after-conclusion", operation=job.uuid), exc_info=failure)
-        text = str(failure) if isinstance(failure, Error) else "something unexpected went wrong afterwards; see the log"
+        text = (
+            failure.problem().detail
+            if isinstance(failure, Error)
+            else "something unexpected went wrong afterwards; see the log"
+        )
         return {**result, "remarks": [text]}
 
     async def _take_back(self, job: Job) -> None:

@@ -32,7 +32,7 @@ _SEALED = "sealed "
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long an operation bears with a host.
+    """How long, and with how much, an operation bears with a host.
 
     ``lease_s`` is asked of the agent and renewed at a third of it, so that two renewals may be lost. A host that
     does not answer before commit was sent is tried ``tries`` times: giving up there is safe, the lease undoes
@@ -46,6 +46,7 @@ class Patience:
     retry_max_s: float = 10.0
     outcome_deadline_s: float = 600.0
     poll_s: float = 0.5
+    host_file_limit_bytes: int = 16 << 20
 
 
 @dataclass

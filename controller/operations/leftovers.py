@@ -11,7 +11,7 @@ from controller.db import read
 from controller.operations import ending, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
-from controller.store import groups, operations, snapshots, vms
+from controller.store import groups, operations, snapshots
 
 _OPEN = ("creating", "reverting", "deleting")
 _AT_ONCE = 1000  # leftovers are a handful after a bad day; a page is bounded all the same
@@ -49,14 +49,6 @@ async def _settle_unclaimed(job: Job, one: Snapshot) -> None:
         await job.db.run(groups.ready, one.uuid, current=view.kind == "snapshot")
     else:
         await job.db.run(groups.remove, one.uuid)
-
-
-def vms_with_leftovers(host: str) -> list[UUID]:
-    """Return the VMs of a host that have something to settle and no operation that will do so."""
-    with read():
-        found = {one.vm for state in _OPEN for one in snapshots.page(_AT_ONCE, state=state).items}
-        waiting = [vm for vm in found if operations.open_count(vm=vm) == 0]
-        return sorted(vm for vm in waiting if vms.get(vm).host == host)
 
 
 def _open_snapshots(vm: UUID, but: set[UUID | None]) -> list[Snapshot]:

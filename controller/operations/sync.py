@@ -17,7 +17,7 @@ from agent.web.log import kv
 from agent.wire.base import Request, utc_now
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.vm import HostVm
-from controller.errors import HostUnreachable
+from controller.errors import CaptureCorrupt, HostFileTooLarge, HostUnreachable
 from controller.operations import leftovers
 from controller.operations.job import Job
 from controller.operations.transaction import packed, reach
@@ -84,7 +84,7 @@ async def look(job: Job) -> Synced:
     for kind in expected_of(synced.facts):
         try:
             read[kind] = await _read(job, kind, kept.get(kind))
-        except (AgentProblem, HostUnreachable) as err:
+        except (AgentProblem, HostUnreachable, HostFileTooLarge, CaptureCorrupt) as err:
             synced.failed[kind] = reason_of(err)
     if read and (now := await refresh(job)).state != "shut-off":
         # It started while we read: what was read may be torn, and the copy from before is whole.
@@ -100,7 +100,7 @@ async def _read(job: Job, type: HostFileType, known: str | None) -> Held:
         return known, FORMATS[type]
     if content is None:
         raise HostUnreachable(name=job.host, reason=f"it answered 304 for a {type} that is not held")
-    return await packed(type, content.data, content.sha256), FORMATS[type]
+    return await packed(job, type, content.data, content.sha256), FORMATS[type]
 
 
 async def _record(
@@ -122,7 +122,7 @@ async def _record(
 
 def reason_of(err: Error) -> str:
     """Return an error's text as a reason to record."""
-    return err.answer.detail if isinstance(err, AgentProblem) else str(err)
+    return err.problem().detail
 
 
 async def refreshed(job: Job) -> list[str]:

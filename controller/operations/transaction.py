@@ -18,7 +18,7 @@ from agent.web.log import kv
 from agent.wire.host_file import HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import ENDED, Transaction, TransactionRequest
-from controller.errors import CaptureCorrupt, HostUnreachable, OutcomeUnknown, TransactionAborted
+from controller.errors import CaptureCorrupt, HostFileTooLarge, HostUnreachable, OutcomeUnknown, TransactionAborted
 from controller.operations.job import Job
 from controller.store.contents import Held, Packed, pack
 
@@ -101,16 +101,19 @@ async def _renew(job: Job, id: UUID) -> None:
 
 
 async def fetch(job: Job, view: Transaction) -> dict[HostFileType, Held]:
-    """Return the captured host files, checked against the hashes of the transaction. Raises CaptureCorrupt."""
+    """Return the captured host files, checked against the transaction. Raises HostFileTooLarge, CaptureCorrupt."""
     held: dict[HostFileType, Held] = {}
     for file in view.host_files:
         data = await reach(job, partial(job.client.captured, view.id, file.type))
-        held[file.type] = (await packed(file.type, data, file.sha256), file.format)
+        held[file.type] = (await packed(job, file.type, data, file.sha256), file.format)
     return held
 
 
-async def packed(type: HostFileType, data: bytes, sha256: str) -> Packed:
-    """Hash and compress away from the event loop. Raises CaptureCorrupt for bytes with another hash."""
+async def packed(job: Job, type: HostFileType, data: bytes, sha256: str) -> Packed:
+    """Hash and compress away from the event loop. Raises HostFileTooLarge, CaptureCorrupt for another hash."""
+    limit_bytes = job.patience.host_file_limit_bytes
+    if len(data) > limit_bytes:
+        raise HostFileTooLarge(type=type, size_bytes=len(data), limit_bytes=limit_bytes)
     result = await asyncio.to_thread(pack, data)
     if result.sha256 != sha256:
         raise CaptureCorrupt(type=type, found=result.sha256, expected=sha256)

@@ -1,6 +1,7 @@
 """Sync, and backing host files up for outside owners."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +13,7 @@ from agent.wire.operation import Operation
 from controller.operations import backup_host_files
 from controller.store import backup_files, host_files
 from controller.store.host_files import Kept
-from tests.controller.world import HOST, World, define, world
+from tests.controller.world import HASTY, HOST, World, define, world
 
 
 @pytest.fixture
@@ -159,3 +160,17 @@ async def test_a_snapshot_cannot_be_named_as_owner(one: World) -> None:
     operation = await back_up(one, await one.snapshot())
     assert operation.error is not None
     assert operation.error.code == "owner-reserved"
+
+
+@pytest.mark.case("B10")
+async def test_a_host_file_above_the_limit_is_refused_by_name_and_the_other_is_kept(one: World) -> None:
+    await one.kill()
+    patience = replace(HASTY, host_file_limit_bytes=1000)
+    one.engine = await one.new_engine(patience=patience).__aenter__()
+    one.vm.host_files["nvram"] = b"x" * 1001
+    operation = await one.sync()
+    assert operation.result["changed"] == ["tpm"]
+    assert operation.result["failed"][0]["type"] == "nvram"
+    refused = await one.create()
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.facts["type"]) == ("host-file-too-large", "nvram")
