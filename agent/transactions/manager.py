@@ -220,12 +220,12 @@ class Manager:
             elif running.transaction.state == "committing":
                 raise TransactionEnded(id=running.transaction.id, state="committing")
 
-    async def renew(self, id_: UUID, lease_s: float = DEFAULT_LEASE_S) -> Transaction:
-        """Count the lease of a prepared transaction anew."""
+    async def renew(self, id_: UUID) -> Transaction:
+        """Count the lease of a prepared transaction anew, for as long as its request asked."""
         running = self._running(id_)
         async with running.lock:
             _require_prepared(running)
-            running.extend_lease(lease_s)
+            running.extend_lease(getattr(running.request, "lease_s", DEFAULT_LEASE_S))
             return running.transaction
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:

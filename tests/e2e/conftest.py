@@ -1,17 +1,19 @@
 """The whole product on one private host: agent, controller and the coldframe command, shared by a process's tests."""
 
-import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.client import AgentClient
 from tests.lab.daemons import AgentDaemon, ControllerDaemon
+from tests.lab.fixtures import GuestFactory
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
+from tests.lab.waiting import wait_until
 
 
 @dataclass
@@ -23,30 +25,54 @@ class Stack:
     controller: ControllerDaemon
 
     def coldframe(self, *words: str) -> Any:
-        """Run ``coldframe … --json`` and return the document."""
-        return self.controller.json(*words)
+        """Run ``coldframe GROUP VERB --json …`` and return the document; words may follow a ``--``."""
+        return json.loads(self.controller.coldframe(*words[:2], "--json", *words[2:]).stdout)
 
     def refused(self, *words: str) -> tuple[int, dict[str, Any]]:
         """Run a command that must fail; return its exit code and Problem."""
-        import json
-
-        done = self.controller.coldframe(*words, "--json", check=False)
+        done = self.controller.coldframe(*words[:2], "--json", *words[2:], check=False)
         assert done.returncode != 0, done.stdout
         return done.returncode, json.loads(done.stdout)
 
-    def forget(self, guest: Guest) -> None:
-        """Take a guest's records away, as far as there are any."""
-        self.controller.coldframe("vm", "forget", guest.name, "--yes", check=False)
+    def known(self, guest: Guest) -> None:
+        """Wait until the controller has seen a guest."""
+        wait_until(
+            f"{guest.name} at the controller",
+            lambda: self.controller.coldframe("vm", "show", str(guest.uuid), check=False).returncode == 0,
+            20,
+            every_s=0.2,
+        )
+
+    def events(self, guest: Guest, type_: str) -> list[dict[str, Any]]:
+        """List the host's events of one type about a guest, from the agent's own log."""
+        log = [
+            json.loads(line)
+            for path in sorted((self.agent.state_dir / "events").iterdir())
+            for line in path.read_text().splitlines()
+        ]
+        return [line for line in log if line.get("type") == type_ and line.get("vm") == str(guest.uuid)]
 
 
 @pytest.fixture(scope="session")
 def stack(lab_host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with (
-        AgentDaemon(lab_host) as agent,
-        ControllerDaemon(tmp_path_factory.mktemp("controller")) as controller,
-    ):
+    with AgentDaemon(lab_host) as agent, ControllerDaemon(tmp_path_factory.mktemp("controller")) as controller:
         controller.add_host(agent)
         yield Stack(lab_host, agent, controller)
+
+
+@pytest.fixture
+def vm(stack: Stack, guest: GuestFactory) -> Iterator[Callable[..., Guest]]:
+    """A factory for guests that the controller knows; their records are forgotten after the test."""
+    made: list[Guest] = []
+
+    def define(**shape: Any) -> Guest:
+        made.append(guest(**shape))
+        stack.known(made[-1])
+        return made[-1]
+
+    yield define
+    for one in made:
+        stack.controller.coldframe("vm", "forget", str(one.uuid), check=False)
 
 
 @pytest.fixture
@@ -55,22 +81,34 @@ async def agent_client(stack: Stack) -> AsyncIterator[AgentClient]:
         yield client
 
 
+def run_once(guest: Guest) -> Guest:
+    """Let a guest have NVRAM and TPM state: both come into being at its first start."""
+    guest.start()
+    guest.destroy()
+    guest.wait_off()
+    return guest
+
+
 def seen(guest: Guest) -> dict[str, str]:
     """Hash all that belongs to a guest that is off: what it reads from its disks, its NVRAM, its TPM state."""
-    import hashlib
-
-    host = guest.host
-    state = host.path(guest.tpm_dir) / "tpm2" / "tpm2-00.permall"
-    parts = {target: guest.disk(target).sha256() for target in guest.targets}
-    parts["nvram"] = hashlib.sha256(host.path(guest.nvram).read_bytes()).hexdigest()
+    state = guest.host.path(guest.tpm_dir) / "tpm2-00.permall"
+    parts = {target: guest.disk(target).sha256() for target in targets(guest)}
+    parts["nvram"] = hashlib.sha256(guest.host.path(guest.nvram).read_bytes()).hexdigest()
     parts["tpm"] = hashlib.sha256(state.read_bytes()).hexdigest()
     return parts
 
 
-async def in_thread(call: Callable[..., Any], *args: Any) -> Any:
-    """Run one of the lab's blocking calls beside the loop."""
-    return await asyncio.to_thread(call, *args)
+def targets(guest: Guest) -> list[str]:
+    """List the guest's disks."""
+    return [f"vd{chr(ord('a') + number)}" for number in range(guest.shape.disks)]
 
 
-def settle(path: Path) -> Path:
-    return path
+def change_at_rest(guest: Guest, mark: bytes) -> None:
+    """Change every part of a guest that is off: both disks, a byte of NVRAM's free space, a TPM index."""
+    for target in targets(guest):
+        guest.disk(target).write(1 << 20, mark)
+    path = guest.host.path(guest.nvram)
+    data = bytearray(path.read_bytes())
+    data[-len(mark) :] = mark
+    path.write_bytes(bytes(data))
+    guest.tpm.write_index(0x1500016, mark)
