@@ -232,8 +232,10 @@ class EventLog:
         return True
 
     def close(self) -> None:
-        """Close the newest segment."""
-        os.close(self._descriptor)
+        """Close the newest segment. A later append raises StorageFailed, and never writes to another file."""
+        with self._appending:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _event(line: _Line) -> HostEvent:
