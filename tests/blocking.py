@@ -1,11 +1,12 @@
 """The suite forbids what production must not do: a call on the event loop that blocks it.
 
-Python announces such calls as audit events (sys.audit). One that comes from our own packages, in a thread whose
+Python announces nearly all such calls as audit events (sys.audit). One that comes from our own packages, in a thread whose
 event loop is running, fails the test that made it. Tests themselves may block: they own their loop.
 """
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,13 @@ class BlockingCallError(AssertionError):
 def forbid() -> None:
     """Watch this process from now on; an audit hook cannot be taken away again."""
     sys.addaudithook(_hook)
+    sleep = time.sleep
+
+    def watched(seconds: float) -> None:
+        _hook("time.sleep", ())
+        sleep(seconds)
+
+    time.sleep = watched  # Python announces sleeping from 3.13 on only
 
 
 def _hook(event: str, _args: tuple[Any, ...]) -> None:
