@@ -72,9 +72,12 @@ def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:
 
 def _deleted(snapshot: UUID, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome]:
     """The snapshot goes with its backup files when every disk is done, and stays whole in what is left until then."""
+    backings = {volume.target: volume.backing for volume in snapshots.group(snapshot).volumes}
     for outcome in outcomes:
+        # While one disk fails the host keeps every frozen file, but what was moved off them has been moved.
+        groups.rebased(snapshot, outcome.target, outcome.fingerprints)
         if outcome.done:
-            groups.merged(snapshot, outcome.target, outcome.fingerprints, outcome.new_backing)
+            groups.merged(snapshot, outcome.target, {}, outcome.new_backing or backings.get(outcome.target))
     left = {volume.target for volume in snapshots.group(snapshot).volumes if not volume.merged}
     if left:
         groups.settle(snapshot)

@@ -61,7 +61,6 @@ async def merge(job: Job, end: Ending, group: Group) -> int:
     view = await transaction.prepare(job, end.transaction, request)
     async with transaction.leased(job, end.transaction):
         view = await transaction.commit(job, view)
-    view = await transaction.ended(job, view)
     failed = await job.db.run(ending.committed, end, view)
     job.recorded(end.transaction)
     if failed:
@@ -108,7 +107,9 @@ def _nothing_left(job: Job, end: Ending) -> Transaction:
 
 
 def _not_deleted(snapshot: UUID, failed: list[VolumeOutcome]) -> DisksNotDeleted:
-    reasons = [f"{one.target}: {one.error.detail if one.error else 'the host did not say why'}" for one in failed]
+    """Name the disks that failed; the others wait for them, since no frozen file goes before all can."""
+    blamed = [one for one in failed if one.error is not None] or failed
+    reasons = [f"{one.target}: {one.error.detail if one.error else 'the host did not say why'}" for one in blamed]
     return DisksNotDeleted(
-        snapshot=snapshot, targets=", ".join(one.target for one in failed), reason="; ".join(reasons)
+        snapshot=snapshot, targets=", ".join(one.target for one in blamed), reason="; ".join(reasons)
     )

@@ -66,7 +66,12 @@ async def prepare(job: Job, id: UUID, request: TransactionRequest) -> Transactio
     job.on_failure(id, partial(abort, job, id))
     # Where an earlier run may have sent commit, giving up is not safe: the host must say how it ended.
     asked = partial(_until_known, job, id) if job.is_sealed(id) else partial(reach, job)
-    view = await asked(partial(job.client.put_transaction, id, request))
+    try:
+        view = await asked(partial(job.client.put_transaction, id, request))
+    except AgentProblem as err:
+        if not job.is_sealed(id):
+            raise
+        view = await asked(partial(_look_again, job, id, err))
     while view.state == "preparing":
         await asyncio.sleep(job.patience.poll_s)
         view = await asked(partial(job.client.transaction, id))
@@ -121,28 +126,33 @@ async def packed(job: Job, type: HostFileType, data: bytes, sha256: str) -> Pack
 
 
 async def commit(job: Job, view: Transaction) -> Transaction:
-    """Seal the transaction, commit, and return the transaction as committed, or ``committing`` for a delete.
+    """Seal the transaction, commit, and return it as committed, however long the host works on it.
 
     Raises what ended it otherwise (HostRefused, TransactionAborted, AgentProblem), or OutcomeUnknown.
     """
     await job.seal(view.id)
-    if view.state in {"committing", "committed"}:
-        return view
-    view = await _until_known(job, view.id, partial(_commit_once, job, view.id))
+    if view.state not in {"committing", "committed"}:
+        view = await _until_known(job, view.id, partial(_commit_once, job, view.id))
+    if view.state not in ENDED or view.total_bytes:
+        view = await _ended(job, view)
     if view.state in {"aborting", "aborted"}:
         raise _aborted(job, view)
     return view
 
 
-async def ended(job: Job, view: Transaction) -> Transaction:
-    """Wait for a merge that goes on, showing its progress. Raises as commit does."""
+async def _ended(job: Job, view: Transaction) -> Transaction:
+    """Wait for work that goes on, showing its progress. Raises OutcomeUnknown where it stands still for too long."""
+    clock = asyncio.get_running_loop().time
+    moved_at, done_bytes = clock(), view.done_bytes
     while view.state not in ENDED:
         await job.progress(view.done_bytes, view.total_bytes)
         await asyncio.sleep(job.patience.poll_s)
         view = await _until_known(job, view.id, partial(job.client.transaction, view.id))
+        if view.done_bytes != done_bytes:
+            moved_at, done_bytes = clock(), view.done_bytes
+        elif clock() - moved_at > job.patience.outcome_deadline_s and view.state not in ENDED:
+            raise OutcomeUnknown(name=job.host, transaction=view.id, reason=f"it is {view.state} and stands still")
     await job.progress(view.done_bytes, view.total_bytes)
-    if view.state == "aborted":
-        raise _aborted(job, view)
     return view
 
 

@@ -171,6 +171,22 @@ def merged(uuid: UUID, target: str, fingerprints: Mapping[str, str], new_backing
             ).execute()
 
 
+def rebased(uuid: UUID, target: str, fingerprints: Mapping[str, str]) -> None:
+    """Record that these files (new fingerprint by path) no longer stand on one disk of a deletion that goes on.
+
+    They stand on what the disk's frozen file stands on; that file is still there. Raises SnapshotNotFound.
+    """
+    with write():
+        snapshots.row_of(uuid)
+        volume = VolumeSnapshot.get_or_none(VolumeSnapshot.snapshot == uuid, VolumeSnapshot.target == target)
+        if volume is None:
+            return
+        for path, fingerprint in fingerprints.items():
+            VolumeSnapshot.update(fingerprint=fingerprint, backing=volume.backing).where(
+                VolumeSnapshot.host == volume.host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged
+            ).execute()
+
+
 def remove(uuid: UUID) -> None:
     """Remove a group with its volume snapshots, backup files and contents; event ``snapshot.deleted``.
 

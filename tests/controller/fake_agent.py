@@ -20,6 +20,7 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
     RevertRequest,
+    Transaction,
     TransactionRequest,
 )
 from tests.controller.fake_host import FakeHost, FakeVm, Refusal, Running, digest, host_file
@@ -133,7 +134,9 @@ class FakeAgent(FakeHost):
         key = UUID(request.match_info["id"])
         if (known := self.transactions.get(key)) is not None:
             if known.request != wanted:
-                raise Refusal(409, "transaction-mismatch", id=str(id))
+                raise Refusal(409, "transaction-mismatch", id=str(key))
+            if known.view.state == "aborted" and known.view.error is not None:
+                return problem(known.view.error)
             return answer(known.view)
         vm = self.find_vm(wanted.vm)
         self.check_free(vm)
@@ -141,7 +144,14 @@ class FakeAgent(FakeHost):
         return answer(self.transactions[key].view)
 
     async def _get(self, request: web.Request) -> web.Response:
-        return answer(self._transaction(request).view)
+        return answer(self._lingering(self._transaction(request).view))
+
+    def _lingering(self, view: Transaction) -> Transaction:
+        """Show a commit as still under way, ``linger`` times."""
+        if view.state != "committed" or self.linger == 0:
+            return view
+        self.linger -= 1
+        return msgspec.structs.replace(view, state="committing", ended_at=None)
 
     async def _captured(self, request: web.Request) -> web.Response:
         captured = {str(k): v for k, v in self._transaction(request).captured.items()}
@@ -165,7 +175,7 @@ class FakeAgent(FakeHost):
             raise Refusal(409, code)
         if running.view.state == "prepared":
             self.switch(running)
-        return answer(running.view)
+        return answer(self._lingering(running.view))
 
     async def _post_abort(self, request: web.Request) -> web.Response:
         running = self._transaction(request)

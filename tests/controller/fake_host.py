@@ -83,6 +83,8 @@ class FakeHost:
         self.log = uuid4()
         self.oldest = 1
         self.undeletable: set[str] = set()
+        self.piecemeal = False
+        self.linger = 0
         self.changed = asyncio.Event()
 
     def add_vm(self, name: str = "win11", disks: tuple[str, ...] = ("vda", "vdb"), **changes: Any) -> FakeVm:
@@ -242,7 +244,7 @@ class FakeHost:
         elif isinstance(running.request, RevertRequest):
             self._put_back(vm, running, running.request)
         else:
-            outcomes = [self._merge(vm, volume.target, volume.path) for volume in running.request.volumes]
+            outcomes = self._merge_all(running.request)
             view = msgspec.structs.replace(view, outcomes=outcomes, done_bytes=SIZE, total_bytes=SIZE)
         running.view = msgspec.structs.replace(view, state="committed", ended_at=utc_now())
 
@@ -264,22 +266,30 @@ class FakeHost:
         if not wanted.alone:
             vm.expected = [kind for kind in vm.expected if kind not in wanted.remove]
 
-    def _merge(self, vm: FakeVm, target: str, path: str) -> VolumeOutcome:
+    def _merge_all(self, wanted: DeleteRequest) -> list[VolumeOutcome]:
+        """Rebase every child that can be; the frozen files go only when all could, unless ``piecemeal``."""
+        outcomes = [self._rebase(volume.target, volume.path) for volume in wanted.volumes]
+        failed = any(outcome.error for outcome in outcomes)
+        for volume, outcome in zip(wanted.volumes, outcomes, strict=True):
+            if outcome.done and (self.piecemeal or not failed):
+                self.files.pop(volume.path, None)
+        kept = [msgspec.structs.replace(outcome, done=False) for outcome in outcomes]
+        return kept if failed and not self.piecemeal else outcomes
+
+    def _rebase(self, target: str, path: str) -> VolumeOutcome:
         if path in self.undeletable:
             error = Refusal(500, "qemu-img-failed", path=path).problem
             return VolumeOutcome(target=target, done=False, error=error)
-        gone = self.files.pop(path, None)
-        if gone is None:
-            return VolumeOutcome(target=target, done=True)
-        children = [name for name, file in self.files.items() if file.backing == path]
+        children = self._children(path)
+        backing = self.files[path].backing if path in self.files else None
         for child in children:
-            self.files[child] = FakeFile(backing=gone.backing, version=self.files[child].version + 1)
+            self.files[child] = FakeFile(backing=backing, version=self.files[child].version + 1)
         return VolumeOutcome(
             target=target,
             done=True,
             moved_bytes=SIZE // 4 if children else 0,
             fingerprints={child: self.fingerprint(child) for child in children},
-            new_backing=gone.backing,
+            new_backing=backing if children else None,
         )
 
     def abort(self, running: Running, error: Problem | None) -> None:

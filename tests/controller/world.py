@@ -137,7 +137,7 @@ class World:
         self.agent.faults.clear()
         self.agent.refuse.clear()
         self.agent.on_call = None
-        self.agent.dead = False
+        self.agent.dead, self.agent.linger = False, 0
         self.db.break_at = None
         self.agent.expire_leases()
         if await self.db.run(invariants.unsettled):

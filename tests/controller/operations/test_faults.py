@@ -32,6 +32,11 @@ async def go_back(one: World) -> Operation:
     return await one.revert(first.uuid)
 
 
+async def take_slowly(one: World) -> Operation:
+    one.agent.linger = 2  # libvirt is away for a moment, say: the host has decided and is not done
+    return await one.create(name="second")
+
+
 async def remove(one: World) -> Operation:
     first = (await one.tree())[0]
     return await one.delete(first.uuid)
@@ -40,6 +45,7 @@ async def remove(one: World) -> Operation:
 Scenario = Callable[[World], Coroutine[Any, Any, Operation]]
 SCENARIOS: dict[str, Scenario] = {
     "create": take,
+    "create-slowly": take_slowly,
     "revert": go_back,
     "delete": remove,
 }

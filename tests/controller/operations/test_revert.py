@@ -150,7 +150,7 @@ async def test_a_disk_that_an_unfinished_deletion_has_merged_is_named(one: World
     first = await one.snapshot()
     second = await one.snapshot()
     frozen = (await one.db.run(snapshots.group, first)).volumes
-    one.agent.undeletable = {frozen[1].path}
+    one.agent.undeletable, one.agent.piecemeal = {frozen[1].path}, True
     assert (await one.delete(first)).state == "failed"
     whole = await one.revert(first)
     assert whole.error is not None

@@ -41,8 +41,7 @@ async def test_deleting_the_current_snapshot_moves_the_vm_to_its_parent(one: Wor
 
 @pytest.mark.case("D2")
 async def test_a_disk_that_fails_keeps_snapshot_and_backups_and_repeating_finishes(one: World) -> None:
-    first = await one.snapshot()
-    await one.snapshot()
+    first, second = await one.snapshot(), await one.snapshot()
     paths = {volume.target: volume.path for volume in (await one.db.run(snapshots.group, first)).volumes}
     one.agent.undeletable = {paths["vdb"]}
     failed = await one.delete(first)
@@ -50,6 +49,12 @@ async def test_a_disk_that_fails_keeps_snapshot_and_backups_and_repeating_finish
     assert (failed.error.code, failed.error.facts["targets"]) == ("disks-not-deleted", "vdb")
     group = await one.db.run(snapshots.group, first)
     assert (group.snapshot.state, len(group.backups)) == ("ready", 2)
+    # The second snapshot's vda was moved off it, and both are usable still.
+    assert (await one.revert(second)).state == "succeeded"
+    assert (await one.revert(first)).state == "succeeded"
+    assert (await one.revert(second, undo_point=False)).state == "succeeded"
+    for undo in [item.uuid for item in await one.tree() if item.automatic]:
+        assert (await one.delete(undo)).state == "succeeded"
     one.agent.undeletable = set()
     again = await one.delete(first)
     assert again.state == "succeeded", again.error
