@@ -1,7 +1,7 @@
 """The suite forbids what production must not do: a call on the event loop that blocks it.
 
-Python announces nearly all such calls as audit events (sys.audit). One that comes from our own packages, in a thread whose
-event loop is running, fails the test that made it. Tests themselves may block: they own their loop.
+Python announces nearly all such calls as audit events (sys.audit). One that comes from our own packages, in a thread
+whose event loop is running, fails the test that made it. Tests themselves may block: they own their loop.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, SupportsIndex
 
 FORBIDDEN = frozenset({"time.sleep", "sqlite3.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"})
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def forbid() -> None:
     sys.addaudithook(_hook)
     sleep = time.sleep
 
-    def watched(seconds: float) -> None:
+    def watched(seconds: float | SupportsIndex) -> None:
         _hook("time.sleep", ())
         sleep(seconds)
 
