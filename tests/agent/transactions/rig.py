@@ -151,12 +151,12 @@ class Rig:
             **{"reserve_bytes": 0, **limits},  # type: ignore[arg-type]  # tests name what they change
         )
         inventory = Inventory(self.hypervisor, guards, expected, bounds)
-        self.guards = guards
+        self.guards, self.events = guards, EventLog(self.state_dir)
         return Manager(
             hypervisor=self.hypervisor,  # type: ignore[arg-type]  # played at the process boundary
             inventory=inventory,
             guards=guards,
-            events=EventLog(self.state_dir),
+            events=self.events,
             limits=bounds,
             checkpoint=checkpoint,
         )

@@ -1,6 +1,7 @@
 """Whole transactions on real images, NVRAM, TPM state, guards and journal; libvirt is played."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,6 +34,7 @@ from agent.errors import (
 from agent.host import files, qcow2, qemu_img
 from agent.transactions.manager import Manager
 from agent.wire.transaction import SnapshotRequest, Transaction
+from tests.agent.host.full_disk import full_file_system
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig, nvram, permall
 
@@ -228,6 +230,32 @@ async def test_too_little_space_is_refused_with_need_and_have(rig: Rig) -> None:
     with pytest.raises(NoSpace) as caught:
         await rig.manager(reserve_bytes=1 << 60).put(uuid4(), request())
     assert caught.value.facts["need_bytes"] > caught.value.facts["have_bytes"]
+
+
+@pytest.mark.case("S12")
+async def test_disk_that_fills_up_in_the_middle_undoes_all_and_the_next_try_succeeds(tmp_path: Path) -> None:
+    with full_file_system(tmp_path, "48m") as free_the_first_ballast:
+        free_the_first_ballast()
+        rig = Rig(tmp_path).build()
+        ballast = tmp_path / "ballast"
+
+        def fill(point: str) -> None:
+            if point == "before create-overlay vdb" and not ballast.exists():
+                with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                    while file.write(b"x" * 4096):
+                        pass
+
+        manager = rig.manager(fill)
+        before, contents = rig.files(), rig.contents()
+        with pytest.raises((QemuImgFailed, NoSpace, StorageFailed)):
+            await manager.put(uuid4(), request())
+        assert rig.files() - {"ballast"} == before
+        ballast.unlink()
+        ballast.touch()
+        await manager.tick()
+        assert (rig.contents(), rig.guards.all()) == (contents, {})
+        assert (await story.snapshot(manager))[0].state == "committed"
+        rig.events.close()
 
 
 @pytest.mark.case("S15")
