@@ -21,18 +21,30 @@ from agent.wire.transaction import (
     SnapshotRequest,
     Transaction,
 )
-from tests.agent.transactions.rig import VM, Rig
+from tests.agent.transactions.rig import VM, Rig, nvram, permall
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
+def change_everything(rig: Rig, pattern: int = 0x42) -> None:
+    """Change every part of the domain as its guest would: the disks, the NVRAM, the TPM state."""
+    for target in rig.targets:
+        rig.write_disk(target, pattern)
+    rig.nvram.write_bytes(nvram(bytes([pattern])))
+    (rig.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(bytes([pattern])))
+
+
+def snapshot_request(**changes: object) -> SnapshotRequest:
+    """Ask for a snapshot of the rig's domain."""
+    return SnapshotRequest(vm=VM, snapshot=uuid4(), **changes)  # type: ignore[arg-type]  # overrides
+
+
 async def snapshot(manager: Manager, **changes: object) -> tuple[Transaction, dict[HostFileType, bytes]]:
     """Take a snapshot whole; return it with the host files that were fetched before the commit."""
     id_ = uuid4()
-    request = SnapshotRequest(vm=VM, snapshot=uuid4(), **changes)  # type: ignore[arg-type]  # overrides
-    prepared = await manager.put(id_, request)
+    prepared = await manager.put(id_, snapshot_request(**changes))
     fetched = {item.type: manager.captured(id_, item.type).read_bytes() for item in prepared.host_files}
     return await manager.commit(id_), fetched
 

@@ -16,7 +16,7 @@ import pytest
 from agent.transactions.manager import Manager
 from agent.wire.host_file import HostFileType
 from tests.agent.transactions import story
-from tests.agent.transactions.rig import VM, Rig, nvram, permall
+from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
 KINDS = ("snapshot", "revert", "delete")
@@ -29,13 +29,6 @@ def processes() -> ForkServerContext:
     return context
 
 
-def change(rig: Rig, pattern: int) -> None:
-    for target in rig.targets:
-        rig.write_disk(target, pattern)
-    rig.nvram.write_bytes(nvram(bytes([pattern])))
-    (rig.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(bytes([pattern])))
-
-
 async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     """Bring a host to the moment before the transaction, and give the request."""
     rig = Rig(root).build()
@@ -43,7 +36,7 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     if kind == "snapshot":
         return rig, (b"", {})
     taken, host_files = await story.snapshot(manager)
-    change(rig, 0x61)
+    story.change_everything(rig, 0x61)
     if kind == "revert":
         return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
     second, _ = await story.snapshot(manager)

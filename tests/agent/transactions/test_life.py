@@ -1,0 +1,157 @@
+"""The life of a transaction: leases, repeats, aborts, and libvirt that is away."""
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from agent.errors import (
+    DiskMoved,
+    DomainBusy,
+    DomainRunning,
+    HypervisorUnavailable,
+    Recorded,
+    TransactionEnded,
+    TransactionMismatch,
+)
+from agent.transactions.manager import Manager
+from tests.agent.transactions import story
+from tests.agent.transactions.rig import VM, Rig
+
+
+@pytest.mark.case("S15")
+async def test_same_id_twice_is_one_snapshot_with_the_same_answer(rig: Rig, manager: Manager) -> None:
+    id_, asked = uuid4(), story.snapshot_request()
+    first, second = await asyncio.gather(manager.put(id_, asked), manager.put(id_, asked))
+    assert first == second
+    committed = await manager.commit(id_)
+    assert await manager.commit(id_) == committed
+    assert await manager.put(id_, asked) == committed
+    with pytest.raises(TransactionMismatch):
+        await manager.put(id_, story.snapshot_request())
+
+
+async def test_failed_request_repeated_fails_the_same_even_after_a_restart(rig: Rig, manager: Manager) -> None:
+    rig.flags("running")
+    id_, asked = uuid4(), story.snapshot_request()
+    with pytest.raises(DomainRunning):
+        await manager.put(id_, asked)
+    rig.flags("")
+    for again in (manager, rig.manager()):
+        if again is not manager:
+            await again.recover()
+        with pytest.raises(Recorded) as caught:
+            await again.put(id_, asked)
+        assert caught.value.problem().code == "domain-running"
+
+
+@pytest.mark.case("S14")
+async def test_second_transaction_on_one_domain_is_refused_while_the_first_is_open(rig: Rig, manager: Manager) -> None:
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request())
+    with pytest.raises(DomainBusy, match=str(id_)):
+        await manager.put(uuid4(), story.snapshot_request())
+    await manager.abort(id_)
+    assert (await story.snapshot(manager))[0].state == "committed"
+
+
+async def test_abort_leaves_everything_as_before(rig: Rig, manager: Manager) -> None:
+    before, contents = rig.files(), rig.contents()
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request())
+    assert rig.files() != before
+    assert (await manager.abort(id_)).state == "aborted"
+    assert (await manager.abort(id_)).state == "aborted"
+    assert (rig.files(), rig.contents()) == (before, contents)
+    with pytest.raises(Recorded):
+        await manager.commit(id_)
+
+
+async def test_committed_transaction_cannot_be_aborted(manager: Manager) -> None:
+    taken, _ = await story.snapshot(manager)
+    with pytest.raises(TransactionEnded):
+        await manager.abort(taken.id)
+
+
+async def test_lease_that_ran_out_undoes_and_says_so(rig: Rig, manager: Manager) -> None:
+    before = rig.files()
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request(lease_s=0.0))
+    await manager.tick()
+    assert rig.files() == before
+    assert (error := manager.get(id_).error) is not None
+    assert error.code == "lease-expired"
+    assert rig.guards.all() == {}
+
+
+async def test_renewed_lease_counts_anew(manager: Manager) -> None:
+    id_ = uuid4()
+    first = (await manager.put(id_, story.snapshot_request(lease_s=50.0))).lease_expires_at
+    renewed = (await manager.renew(id_)).lease_expires_at
+    assert first is not None
+    assert renewed is not None
+    assert renewed > first
+
+
+async def test_disk_that_was_moved_before_the_commit_is_kept_and_everything_undone(rig: Rig, manager: Manager) -> None:
+    before = rig.files()
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request())
+    moved = rig.images / "moved.qcow2"
+    rig.edit(lambda xml: xml.replace(f"{rig.images}/vdb.qcow2", str(moved)))
+    with pytest.raises(DiskMoved):
+        await manager.commit(id_)
+    assert rig.top("vdb") == moved
+    assert rig.top("vda") == rig.images / "vda.qcow2"
+    assert rig.files() == before
+
+
+async def test_edit_of_the_domain_before_the_commit_is_kept(rig: Rig, manager: Manager) -> None:
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request())
+    rig.edit(lambda xml: xml.replace("<devices>", "<description>mine</description><devices>"))
+    await manager.commit(id_)
+    assert "<description>mine</description>" in (rig.hypervisor.directory / f"{VM}.xml").read_text()
+
+
+async def test_commit_waits_under_guard_while_libvirt_is_away_and_then_ends(rig: Rig, manager: Manager) -> None:
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request())
+    rig.hypervisor.failing = {"define"}
+    assert (await manager.commit(id_)).state == "committing"
+    assert VM in rig.guards.all()
+    rig.hypervisor.failing = set()
+    await manager.tick()
+    assert manager.get(id_).state == "committed"
+    assert rig.guards.all() == {}
+
+
+async def test_recovery_without_libvirt_undoes_at_once_and_redoes_when_it_is_back(tmp_path: Path) -> None:
+    undone, redone = Rig(tmp_path / "undo").build(), Rig(tmp_path / "redo").build()
+    before = undone.files()
+    await undone.manager().put(uuid4(), story.snapshot_request())
+    dying = redone.manager()
+    id_ = uuid4()
+    await dying.put(id_, story.snapshot_request())
+    redone.hypervisor.failing = {"define"}
+    await dying.commit(id_)
+    for rig in (undone, redone):
+        rig.hypervisor.failing = {"domain", "inactive_xml", "define"}
+    fresh, other = undone.manager(), redone.manager()
+    await fresh.recover()
+    await other.recover()
+    assert [item.state for item in (*fresh.all(), *other.all())] == ["aborted", "committing"]
+    assert undone.files() == before
+    redone.hypervisor.failing = set()
+    await other.tick()
+    assert other.get(id_).state == "committed"
+    assert undone.guards.all() == redone.guards.all() == {}
+
+
+async def test_libvirt_away_at_prepare_is_a_clear_error_and_nothing_is_left(rig: Rig, manager: Manager) -> None:
+    before = rig.files()
+    rig.hypervisor.failing = {"inactive_xml"}
+    with pytest.raises(HypervisorUnavailable):
+        await manager.put(uuid4(), story.snapshot_request())
+    assert rig.files() == before
