@@ -154,8 +154,9 @@ class FakeAgent(FakeHost):
         return msgspec.structs.replace(view, state="committing", ended_at=None)
 
     async def _captured(self, request: web.Request) -> web.Response:
-        captured = {str(k): v for k, v in self._transaction(request).captured.items()}
-        if request.match_info["type"] not in captured:
+        running = self._transaction(request)
+        captured = {str(k): v for k, v in running.captured.items()}
+        if request.match_info["type"] not in captured or running.view.state in ENDED:
             raise Refusal(404, "host-file-not-found", type=request.match_info["type"])
         return content(captured[request.match_info["type"]])
 
