@@ -17,7 +17,7 @@ from agent.wire import operation as wire
 from agent.wire.base import utc_now
 from agent.wire.problem import Problem
 from controller.db import write
-from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
+from controller.errors import IdempotencyConflict, OperationCancelled, OperationNotCancellable, OperationNotFound
 from controller.models import Operation
 from controller.store import events
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -193,7 +193,7 @@ def cancel(uuid: UUID) -> wire.Operation:
         if row.state not in _OPEN:
             raise OperationNotCancellable(operation=uuid, state=row.state)
         if row.state == "queued":
-            _end(row, "cancelled", {}, None)
+            _end(row, "cancelled", {}, OperationCancelled(operation=uuid).problem())
         elif not row.cancel_requested:
             Operation.update(cancel_requested=True).where(Operation.uuid == uuid).execute()
             _tell("operation.cancel-requested", row)
