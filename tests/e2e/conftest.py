@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
 
 from agent.client import AgentClient
 from tests.lab.daemons import AgentDaemon, ControllerDaemon
-from tests.lab.fixtures import GuestFactory
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.waiting import wait_until
+
+_NUMBERS = count(1)
 
 
 @dataclass
@@ -54,25 +56,30 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(lab_host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with AgentDaemon(lab_host) as agent, ControllerDaemon(tmp_path_factory.mktemp("controller")) as controller:
+def stack(lab_ready: None, worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A host of its own: tests of the bare hook must not meet an agent that drains the spool."""
+    with (
+        LabHost(f"stack-{worker_id}") as host,
+        AgentDaemon(host) as agent,
+        ControllerDaemon(tmp_path_factory.mktemp("controller")) as controller,
+    ):
         controller.add_host(agent)
-        yield Stack(lab_host, agent, controller)
+        yield Stack(host, agent, controller)
 
 
 @pytest.fixture
-def vm(stack: Stack, guest: GuestFactory) -> Iterator[Callable[..., Guest]]:
-    """A factory for guests that the controller knows; their records are forgotten after the test."""
+def vm(stack: Stack) -> Iterator[Callable[..., Guest]]:
+    """A factory for guests that the controller knows; names are made unique, and guests are gone after the test."""
     made: list[Guest] = []
 
-    def define(**shape: Any) -> Guest:
-        made.append(guest(**shape))
+    def define(name: str = "", **shape: Any) -> Guest:
+        made.append(stack.host.define_guest(name or f"vm-{next(_NUMBERS)}", **shape))
         stack.known(made[-1])
         return made[-1]
 
     yield define
     for one in made:
-        stack.controller.coldframe("vm", "forget", str(one.uuid), check=False)
+        one.remove()
 
 
 @pytest.fixture

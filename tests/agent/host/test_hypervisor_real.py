@@ -18,7 +18,7 @@ from tests.lab.paths import HOOK, NVRAM, SWTPM
 
 pytestmark = pytest.mark.real
 
-DEADLINE_S = 2.0
+DEADLINE_S = 4.0
 #: Holds the start of the guest `held` for as long as /run/hold exists.
 HOLDING_HOOK = '#!/bin/sh\n[ "$1 $2" = "held prepare" ] || exit 0\nwhile [ -e /run/hold ]; do sleep 0.02; done\n'
 

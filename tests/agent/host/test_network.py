@@ -31,6 +31,7 @@ def in_own_network(test: Callable[[Any], Awaitable[None]]) -> None:
             for name in ("lo", "up0", "far0"):
                 await set_link(netlink, name, "up")
             await set_address(netlink, "add", "192.0.2.7")
+            await until_up()
             await test(netlink)
 
     def enter() -> None:
@@ -45,6 +46,13 @@ def in_own_network(test: Callable[[Any], Awaitable[None]]) -> None:
     thread.join(30)
     if failures:
         raise failures[0]
+
+
+async def until_up() -> None:
+    """The kernel tells of a carrier a moment after the link was set up."""
+    async with asyncio.timeout(10):
+        while not all(link.up for link in (await Network().facts()).links):
+            await asyncio.sleep(0.01)
 
 
 async def set_link(netlink: Any, name: str, state: str) -> None:

@@ -134,10 +134,9 @@ async def test_disk_that_fills_up_in_the_middle_undoes_all_and_the_next_try_succ
         before, contents = rig.files(), rig.contents()
         with pytest.raises((QemuImgFailed, NoSpace, StorageFailed)):
             await manager.put(uuid4(), story.snapshot_request())
+        ballast.write_bytes(b"")
+        await manager.tick()  # the end of an undo needs room for its journal record
         assert rig.files() - {"ballast"} == before
-        ballast.unlink()
-        ballast.touch()
-        await manager.tick()
         assert (rig.contents(), rig.guards.all()) == (contents, {})
         assert (await story.snapshot(manager))[0].state == "committed"
         rig.events.close()
