@@ -31,7 +31,8 @@ def standing_on(path: Path) -> list[Path]:
     """
     resolved = Path(os.path.realpath(path))
     try:
-        beside = [Path(entry.path) for entry in os.scandir(resolved.parent) if entry.is_file(follow_symlinks=False)]
+        with os.scandir(resolved.parent) as entries:
+            beside = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
     except OSError as err:
         raise StorageFailed(action="list", path=str(resolved.parent), reason=err.strerror or str(err)) from err
     return sorted(other for other in beside if other != resolved and backing_of(other) == resolved)
