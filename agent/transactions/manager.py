@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +184,10 @@ class Manager:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
             _require_prepared(running)
+            if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
+                await running.undo(LeaseExpired(id=id_).problem())
+                await self._told(running)
+                raise LeaseExpired(id=id_)
             await running.commit()
         work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
@@ -269,7 +272,7 @@ class Manager:
             if running.lock.locked() or state in ENDED:
                 continue
             try:
-                if state == "prepared" and time.monotonic() >= running.lease_until:
+                if state == "prepared" and running.lease_is_over():
                     await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
                 elif running.stuck:
                     again = self._finish(running) if state == "committing" else self._retry_undo(running)

@@ -71,7 +71,7 @@ class Running:
         self.request = entry.request
         self.transaction = entry.transaction
         self.plan = entry.plan
-        self.lease_until = float("inf")
+        self._lease_until = float("inf")
         self.stuck = False  # begun to switch or to undo, and not ended: tried again until it is
         self._switching = entry.commit
         if entry.commit and not entry.ended:
@@ -266,8 +266,12 @@ class Running:
     def extend_lease(self, lease_s: float) -> None:
         """Count the lease anew from now."""
         bounded = min(lease_s, self._tools.limits.max_lease_s)
-        self.lease_until = time.monotonic() + bounded
+        self._lease_until = time.monotonic() + bounded
         self._update(lease_expires_at=utc_now() + timedelta(seconds=bounded))
+
+    def lease_is_over(self) -> bool:
+        """Tell whether the lease ran out."""
+        return time.monotonic() >= self._lease_until
 
     def _update(self, **changes: object) -> None:
         self.transaction = msgspec.structs.replace(self.transaction, **changes)

@@ -11,6 +11,7 @@ from agent.errors import (
     DomainBusy,
     DomainRunning,
     HypervisorUnavailable,
+    LeaseExpired,
     Recorded,
     TransactionEnded,
     TransactionMismatch,
@@ -82,6 +83,16 @@ async def test_lease_that_ran_out_undoes_and_says_so(rig: Rig, manager: Manager)
     assert rig.files() == before
     assert (error := manager.get(id_).error) is not None
     assert error.code == "lease-expired"
+    assert rig.guards.all() == {}
+
+
+async def test_commit_after_the_lease_is_refused_and_undoes(rig: Rig, manager: Manager) -> None:
+    before = rig.files()
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request(lease_s=0.0))
+    with pytest.raises(LeaseExpired):
+        await manager.commit(id_)
+    assert rig.files() == before
     assert rig.guards.all() == {}
 
 
