@@ -81,12 +81,20 @@ class Inventory:
 
     async def shared_nvram(self, path: Path) -> list[str]:
         """Return the names of all domains that use this NVRAM file. Who cannot be asked counts as last seen."""
-        wanted = await asyncio.to_thread(os.path.realpath, path)
-        users = []
-        for vm in await self.vms():
-            if vm.nvram is not None and await asyncio.to_thread(os.path.realpath, vm.nvram) == wanted:
-                users.append(vm.name)
-        return users
+        try:
+            found = await asyncio.gather(*map(self._nvram_of, await self._hypervisor.domains()))
+        except HypervisorTimeout:
+            found = [(vm.name, vm.nvram) for vm in self._last.values()]
+        return await asyncio.to_thread(_users_of, path, found)
+
+    async def _nvram_of(self, state: DomainState) -> tuple[str, str | None]:
+        """Return a domain's name and NVRAM; its disks are not looked at, for a host may have hundreds of domains."""
+        try:
+            nvram = (await self.domain(state.uuid)).nvram
+        except Error:
+            last = self._last.get(state.uuid)
+            return state.name, last.nvram if last else None
+        return state.name, str(nvram) if nvram else None
 
     async def note_host_files(self, uuid: UUID, forget: Collection[HostFileType] = ()) -> None:
         """Keep which host files must exist at the domain's next start, for the hook (guarantee 3).
@@ -210,3 +218,8 @@ class Inventory:
         return msgspec.structs.replace(
             facts, virtual_size_bytes=chain[0].virtual_size_bytes, chain_depth=len(chain), chain=chain
         )
+
+
+def _users_of(path: Path, found: list[tuple[str, str | None]]) -> list[str]:
+    wanted = os.path.realpath(path)
+    return [name for name, nvram in found if nvram is not None and os.path.realpath(nvram) == wanted]
