@@ -131,6 +131,29 @@ async def test_calls_one_after_the_other_share_a_link_and_calls_at_once_do_not(h
     assert len(set(at_once)) == 3
 
 
+async def test_when_one_link_proves_dead_the_idle_ones_are_not_tried(hypervisor: Hypervisor) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def meet(connection: Any) -> Any:
+        together.wait()
+        return connection
+
+    def fail_once(connection: Any) -> None:
+        tried.append(connection)
+        if len(tried) == 1:
+            err = libvirt.libvirtError("the connection died")
+            err.err = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC, "", 2, None, None, None, -1, -1)
+            raise err
+
+    tried: list[Any] = []
+    idle = await asyncio.gather(*(hypervisor._host_call(f"test {number}", meet) for number in range(2)))
+
+    await hypervisor._host_call("test", fail_once)
+
+    assert tried[0] in idle
+    assert tried[1] not in idle
+
+
 async def test_a_link_whose_caller_gave_up_is_not_used_again_and_closed_when_its_call_ends() -> None:
     used: list[Any] = []
     let_go = threading.Event()
