@@ -37,11 +37,7 @@ def show(session: Session, vm: VmArgument) -> None:
 def sync(session: Session, vm: VmArgument) -> None:
     """Fetch the VM's host files from its host now."""
     answer = session.client.change("POST", path("vms", vm, "sync"), Operation)
-    settle(
-        session,
-        answer,
-        lambda ended: session.show(ended, lambda: session.out.print(f"Host files of {printable(vm)} are synced")),
-    )
+    settle(session, answer, lambda ended: session.show(ended, lambda: _tell_synced(session, vm, ended)))
 
 
 @command(app, "forget")
@@ -57,6 +53,19 @@ def forget(session: Session, vm: VmArgument) -> None:
         tell()
     else:
         settle(session, answer, lambda _ended: tell())
+
+
+def _tell_synced(session: Session, vm: str, ended: Operation) -> None:
+    """Say what was copied and what was not: a VM that runs is only looked at, and a file may be missing."""
+    copied, failed = ended.result.get("host_files", {}), ended.result.get("failed", [])
+    if ended.result.get("skipped"):
+        session.out.print(f"Nothing was copied: {printable(ended.result['skipped'])}")
+        return
+    for one in failed:
+        session.out.print(f"The {printable(one['type'])} was not copied: {printable(one['reason'])}")
+    if copied or not failed:
+        held = f": {', '.join(map(printable, copied))}" if copied else ""
+        session.out.print(f"Host files of {printable(vm)} are synced{held}")
 
 
 def _print(session: Session, vm: Vm) -> None:

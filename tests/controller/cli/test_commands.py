@@ -176,6 +176,41 @@ def test_vm_list_show_sync_and_forget(fake: FakeController, coldframe: Coldframe
     assert coldframe("vm", "forget", "win11").out == "VM win11 is forgotten; its disks were left\n"
 
 
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({"host_files": {"nvram": "ab", "tpm": "cd"}, "failed": [], "skipped": None}, "are synced: nvram, tpm\n"),
+        ({"host_files": {}, "failed": [], "skipped": None}, "Host files of win11 are synced\n"),
+        ({"host_files": {}, "failed": [], "skipped": "the VM is running"}, "Nothing was copied: the VM is running\n"),
+        (
+            {"host_files": {"tpm": "cd"}, "failed": [{"type": "nvram", "reason": "it is empty"}], "skipped": None},
+            "The nvram was not copied: it is empty\nHost files of win11 are synced: tpm\n",
+        ),
+        (
+            {"host_files": {}, "failed": [{"type": "nvram", "reason": "it is empty"}], "skipped": None},
+            "The nvram was not copied: it is empty\n",
+        ),
+    ],
+)
+def test_vm_sync_says_what_was_copied_and_what_was_not(
+    fake: FakeController, coldframe: Coldframe, result: dict[str, object], words: str
+) -> None:
+    ended = msgspec.structs.replace(OPERATION, kind="vm-sync", result=result)
+    fake.answer("POST", "/v1/vms/win11/sync", ended, status=202)
+    done = coldframe("vm", "sync", "win11")
+    assert (done.status, done.out.endswith(words), done.out.count("\n")) == (0, True, words.count("\n"))
+
+
+def test_backup_create_of_a_running_vm_says_whose_copies_they_are(fake: FakeController, coldframe: Coldframe) -> None:
+    result = {"source": "last-sync", "as_of": "2026-11-02T09:30:00Z", "reason": "the VM is running"}
+    ended = msgspec.structs.replace(OPERATION, kind="vm-backup-host-files", result=result)
+    fake.answer("POST", "/v1/vms/win11/backup-host-files", ended, status=202)
+    fake.page("/v1/backup-files", [BackupFile.example()])
+    done = coldframe("backup", "create", "win11", "--owner", str(BackupFile.example().owner_uuid))
+    told = "They are the copies from 2026-11-02T09:30:00Z, when it last stopped: the VM is running"
+    assert done.out.splitlines()[-1] == told
+
+
 def test_backup_create_prints_the_files_of_all_owners(fake: FakeController, coldframe: Coldframe) -> None:
     owner = str(BackupFile.example().owner_uuid)
     fake.answer("POST", "/v1/vms/win11/backup-host-files", OPERATION, status=202)
