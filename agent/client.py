@@ -14,6 +14,7 @@ well before); a long poll has its own ``wait_s`` plus ``read_s``.
 import asyncio
 import hashlib
 import io
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
+from aiohttp.client_exceptions import UnixClientConnectorError
 
 from agent.web.errors import Error
 from agent.wire.base import Page
@@ -285,7 +287,7 @@ class AgentClient:
         except TimeoutError as err:
             raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:
-            raise AgentUnreachable(url=self.url, reason=str(err) or type(err).__name__) from err
+            raise AgentUnreachable(url=self.url, reason=_reason(err)) from err
 
     def _open(self) -> aiohttp.ClientSession:
         """Return the session, made at the first call: it belongs to the loop that runs then."""
@@ -316,6 +318,16 @@ class AgentClient:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise AgentUnreachable(url=self.url, reason=f"the answer cannot be read: {err}") from err
+
+
+def _reason(err: Exception) -> str:
+    """Say why there was no answer; aiohttp's own text for a failed connection speaks of TLS where there is none."""
+    if isinstance(err, aiohttp.ClientSSLError) or not isinstance(err, aiohttp.ClientConnectorError):
+        return str(err) or type(err).__name__
+    where = err.path if isinstance(err, UnixClientConnectorError) else f"{err.host}:{err.port}"
+    number = err.os_error.errno or 0
+    # getaddrinfo's own numbers are negative; asyncio's text for a refused connection names the address once more.
+    return f"{where}: {os.strerror(number) if number > 0 else err.os_error.strerror or err.os_error}"
 
 
 def _sha256(data: bytes) -> str:

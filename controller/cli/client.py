@@ -181,6 +181,10 @@ class Client:
 
 def _reason(err: Exception) -> str:
     """Say in a few words why there was no answer."""
+    if isinstance(err, aiohttp.ClientConnectorCertificateError):
+        return f"TLS: {err.certificate_error}"
+    if isinstance(err, aiohttp.ClientSSLError):  # its errno is OpenSSL's own, and means something else to the system
+        return f"TLS: {err.os_error}"
     if isinstance(err, aiohttp.ClientConnectorError) and err.os_error.errno:
         return os.strerror(err.os_error.errno)
     if isinstance(err, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
