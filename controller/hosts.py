@@ -67,7 +67,7 @@ class Hosts:
             await self._unfollow(name)
 
     async def add(self, body: wire.AddHost) -> wire.Host:
-        """Enroll a host whose agent answers to this URL and token.
+        """Enrol a host whose agent answers to this URL and token.
 
         Raises InvalidRequest, HostExists, HostUnreachable, AgentRefusedToken; nothing is recorded then.
         """

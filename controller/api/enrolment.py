@@ -27,7 +27,7 @@ class EnrolmentRoutes:
         ]
 
     async def add(self, call: Call, body: AddHost) -> Reply[Host]:
-        """Enroll a host: its agent must answer at this URL, to this token."""
+        """Enrol a host: its agent must answer at this URL, to this token."""
         names.check_handle("Host", body.name)
         if not body.agent_token or not body.agent_token.isprintable() or not body.agent_token.isascii():
             raise InvalidRequest(where="body.agent_token", reason="expected one line of visible ASCII characters")

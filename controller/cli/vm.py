@@ -40,21 +40,6 @@ def sync(session: Session, vm: VmArgument) -> None:
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_synced(session, vm, ended)))
 
 
-@command(app, "forget")
-def forget(session: Session, vm: VmArgument) -> None:
-    """Forget a VM: its records, its snapshots' records and all backup files go. Its disks stay."""
-    found = session.client.get(path("vms", vm), Vm)
-    answer = session.client.act("DELETE", path("vms", str(found.uuid)))
-
-    def tell() -> None:
-        session.show(found, lambda: session.out.print(f"VM {printable(found.name)} is forgotten; its disks were left"))
-
-    if answer is None:
-        tell()
-    else:
-        settle(session, answer, lambda _ended: tell())
-
-
 def _tell_synced(session: Session, vm: str, ended: Operation) -> None:
     """Say what was copied and what was not: a VM that runs is only looked at, and a file may be missing."""
     copied, failed = ended.result.get("host_files", {}), ended.result.get("failed", [])

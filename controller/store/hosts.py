@@ -30,7 +30,7 @@ class Endpoint:
 
 
 def add(name: str, url: str, agent_token: str, fingerprint: str | None = None) -> wire.Host:
-    """Enroll a host; event ``host.added``. Raises HostExists."""
+    """Enrol a host; event ``host.added``. Raises HostExists."""
     with write():
         if Host.get_or_none(Host.name == name) is not None:
             raise HostExists(name=name)
