@@ -124,7 +124,10 @@ class VmConflict(Conflict):
     """Several hosts define this VM, so its disks could be written from two sides."""
 
     code = "vm-conflict"
-    message = "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one"
+    message = (
+        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one; where "
+        "these are two names of one host, take one out instead: coldframe host remove"
+    )
 
 
 class VmNowhere(Conflict):
@@ -288,7 +291,7 @@ class HostFilesMissing(Error):
     """Some of the VM's host files cannot be had, so there is no whole set to keep."""
 
     status, code = 409, "host-files-missing"
-    message = "The {types} of VM {vm} cannot be had: {reason}; nothing was replaced. Restore or repair it first"
+    message = "No backup of VM {vm} was made, and no older one replaced: its {types} cannot be had. {reason}"
 
 
 class DisksNotDeleted(Error):
