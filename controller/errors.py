@@ -11,6 +11,7 @@
     │   ├── HostExists  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
+    │   ├── FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
     │   └── TokenExists
@@ -171,6 +172,16 @@ class SnapshotHasChildren(Conflict):
     message = (
         "Disk {target} of snapshot {snapshot} carries {count} files ({children}), and only one can be merged; "
         "nothing was changed. Delete all but one of the snapshots that stand on it first"
+    )
+
+
+class FrozenFileHeld(Conflict):
+    """Two snapshots hold one file: the VM was put back on a frozen file by hand, and then another was taken."""
+
+    code = "frozen-file-held"
+    message = (
+        "Disk {target} of snapshot {snapshot} is the file {path}, which snapshot {other} holds too; "
+        "nothing was changed. It cannot be merged away while both are there"
     )
 
 

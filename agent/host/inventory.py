@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Collection
-from pathlib import Path
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -15,6 +13,7 @@ from agent.host import host_files, images
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.firmware import Firmware
 from agent.host.hypervisor import DomainState
+from agent.host.neighbours import Neighbour
 from agent.host.ports import Definitions, KeptLists, StartMarks
 from agent.limits import Limits
 from agent.web.errors import Error
@@ -79,22 +78,23 @@ class Inventory:
         await self._remember_firmware(await self._hypervisor.domain(uuid))
         return await asyncio.to_thread(self._firmware.fingerprints, uuid, await self.domain(uuid))
 
-    async def shared_nvram(self, path: Path) -> list[str]:
-        """Return the names of all domains that use this NVRAM file. Who cannot be asked counts as last seen."""
-        try:
-            found = await asyncio.gather(*map(self._nvram_of, await self._hypervisor.domains()))
-        except HypervisorTimeout:
-            found = [(vm.name, vm.nvram) for vm in self._last.values()]
-        return await asyncio.to_thread(_users_of, path, found)
+    async def neighbours(self) -> list[Neighbour]:
+        """Return the files that every domain's definition names. Who cannot be asked counts as last seen.
 
-    async def _nvram_of(self, state: DomainState) -> tuple[str, str | None]:
-        """Return a domain's name and NVRAM; its disks are not looked at, for a host may have hundreds of domains."""
+        The files are not looked at, for a host may have hundreds of domains.
+        """
         try:
-            nvram = (await self.domain(state.uuid)).nvram
+            found = await asyncio.gather(*map(self._neighbour, await self._hypervisor.domains()))
+        except HypervisorTimeout:
+            return [Neighbour.last_seen(vm) for vm in self._last.values()]
+        return [one for one in found if one is not None]
+
+    async def _neighbour(self, state: DomainState) -> Neighbour | None:
+        try:
+            return Neighbour.of(await self.domain(state.uuid))
         except Error:
             last = self._last.get(state.uuid)
-            return state.name, last.nvram if last else None
-        return state.name, str(nvram) if nvram else None
+            return Neighbour.last_seen(last) if last else None
 
     async def note_host_files(self, uuid: UUID, forget: Collection[HostFileType] = ()) -> None:
         """Keep which host files must exist at the domain's next start, for the hook (guarantee 3).
@@ -218,8 +218,3 @@ class Inventory:
         return msgspec.structs.replace(
             facts, virtual_size_bytes=chain[0].virtual_size_bytes, chain_depth=len(chain), chain=chain
         )
-
-
-def _users_of(path: Path, found: list[tuple[str, str | None]]) -> list[str]:
-    wanted = os.path.realpath(path)
-    return [name for name, nvram in found if nvram is not None and os.path.realpath(nvram) == wanted]

@@ -193,8 +193,9 @@ class Facts:
     ``disks`` hold their chains, or a ``problem``. ``host_file_paths`` says where each type that the domain is
     configured to have lives (whether it exists or not); ``present`` are sound, ``missing`` are not.
     ``frozen`` gives the chain of each frozen file that a revert names. ``staging`` is the directory for captured
-    host files. ``free_bytes`` maps a directory to what is free on its file system, ``device`` to which one it is;
-    ``overlay_bytes`` maps a backing file to what a new overlay on it takes.
+    host files. ``in_use`` are present top files that something besides this domain needs. ``free_bytes`` maps a
+    directory to what is free on its file system, ``device`` to which one it is; ``overlay_bytes`` maps a backing
+    file to what a new overlay on it takes.
     """
 
     transaction: UUID
@@ -205,6 +206,7 @@ class Facts:
     present: list[HostFile] = field(default_factory=list)
     missing: list[MissingHostFile] = field(default_factory=list)
     frozen: dict[str, list[Image]] = field(default_factory=dict)
+    in_use: frozenset[str] = frozenset()
     free_bytes: dict[Path, int] = field(default_factory=dict)
     device: dict[Path, int] = field(default_factory=dict)
     overlay_bytes: dict[str, int] = field(default_factory=dict)
@@ -217,7 +219,7 @@ class Doomed:
 
     ``frozen`` is None when the file is gone already. ``children`` are the images that the controller named, by
     path (None: that file is gone). ``dependents`` are all files found standing on it: beside it on disk, and in the
-    chains of the domain. ``is_top``: the domain itself writes to it.
+    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own.
     """
 
     target: str
@@ -225,4 +227,4 @@ class Doomed:
     frozen: Image | None
     children: dict[str, Image | None]
     dependents: list[str]
-    is_top: bool
+    written_by: list[str]

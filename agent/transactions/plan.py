@@ -1,7 +1,7 @@
 """From facts and a request to a plan, for each kind of transaction. Nothing here touches anything."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -92,7 +92,7 @@ def plan_revert(facts: Facts, request: RevertRequest) -> Plan:
     touched = {step.type for step in receive}
     aside = [] if request.alone else [item.type for item in facts.present if item.type in request.remove]
     tops = {volume.target: _path(present[volume.target]) for volume in request.volumes}
-    dropped = [] if request.undo else [path for path in tops.values() if is_overlay(path)]
+    dropped = [] if request.undo else [path for path in _tops_of(present, tops) if _may_go(path, facts, request)]
     moves: list[SwapHostFile | SetAsideHostFile] = [_swap(step) for step in receive]
     moves += [_set_aside(facts, type_) for type_ in aside]
     leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in moves]
@@ -108,6 +108,20 @@ def plan_revert(facts: Facts, request: RevertRequest) -> Plan:
     )
 
 
+def _tops_of(present: dict[str, Disk], targets: Iterable[str]) -> list[str]:
+    """Return the resolved top files of these disks."""
+    return [present[target].chain[0].path for target in targets if present[target].chain]
+
+
+def _may_go(path: str, facts: Facts, request: RevertRequest) -> bool:
+    """Tell whether an old top is of no use to anybody once the domain has left it.
+
+    It is kept where a snapshot holds it or something stands on it: an administrator may have put the domain back
+    on a frozen file by hand.
+    """
+    return is_overlay(path) and path not in facts.in_use and path not in request.held
+
+
 def plan_host_file(facts: Facts, request: HostFileRequest) -> Plan:
     """Plan the replacement of one host file."""
     receive = _receive(facts, request)
@@ -115,15 +129,16 @@ def plan_host_file(facts: Facts, request: HostFileRequest) -> Plan:
     return Plan(receive=[receive], switch=[[_swap(receive)]], clean=[[leftover]])
 
 
-def plan_delete(name: str, doomed: list[Doomed]) -> Plan:
+def plan_delete(doomed: list[Doomed]) -> Plan:
     """Plan a deletion: every child stands on what was below, and only when all do, the frozen files go."""
     rebases: list[AnyStep] = []
     removals: list[AnyStep] = []
     for volume in doomed:
         if volume.frozen is None:
             continue
-        if volume.is_top:
-            raise ImageRefused(target=volume.target, path=volume.path, reason=f"{name} itself writes to it")
+        if volume.written_by:
+            reason = f"it is a disk of {', '.join(volume.written_by)}, which writes to it"
+            raise ImageRefused(target=volume.target, path=volume.path, reason=reason)
         rebases += [_rebase(volume, volume.frozen, child) for child in _standing(volume, volume.frozen)]
         removals.append(RemoveFile(what=f"frozen {volume.target}", path=volume.path, target=volume.target))
     return Plan(switch=_groups(rebases, removals))

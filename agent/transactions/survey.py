@@ -4,7 +4,7 @@ Whatever forbids the work is raised here or by the planner, before anything was 
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -17,9 +17,10 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import dependents, files, images
+from agent.host import dependents, files, images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
+from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
@@ -74,8 +75,10 @@ class Surveyor:
         if domain.tpm_directory is not None:
             await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
         disks = await asyncio.to_thread(self._read_disks, domain)
-        host_files = await self._host_files(domain)
-        plan = await asyncio.to_thread(self._plan, domain, disks, host_files)
+        users = await self.work.inventory.neighbours()
+        await asyncio.to_thread(self._require_own_files, domain, disks, users)
+        host_files = await self._host_files()
+        plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
         await asyncio.to_thread(_require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
@@ -125,23 +128,43 @@ class Surveyor:
             self.work.locks.take_image(target, Path(image.path))
         return chain
 
-    async def _host_files(self, domain: Domain) -> HostFiles:
-        request, inventory = self.request, self.work.inventory
-        if isinstance(request, DeleteRequest) or (
-            isinstance(request, SnapshotRequest) and request.host_files == "none"
-        ):
-            return HostFiles(items=[], expected=[])
-        if domain.nvram is not None:
-            others = [name for name in await inventory.shared_nvram(domain.nvram) if name != domain.name]
-            if others:
-                raise HostFileShared(name=domain.name, type="nvram", path=str(domain.nvram), others=", ".join(others))
-        return await inventory.host_files(self.work.vm)
+    def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
+        """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
+        others = [one for one in users if one.uuid != domain.uuid]
+        if self._wants_host_files() and domain.nvram is not None and (sharing := _sharing_nvram(others, domain.nvram)):
+            raise HostFileShared(name=domain.name, type="nvram", path=str(domain.nvram), others=sharing)
+        for disk in self._to_freeze(disks):
+            if sharing := ", ".join(neighbours.with_disk(others, Path(disk.chain[0].path))):
+                reason = f"it is a disk of {sharing} too, which would go on writing to what is frozen"
+                raise ImageRefused(target=disk.target, path=disk.chain[0].path, reason=reason)
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles) -> Plan:
+    def _to_freeze(self, disks: list[Disk]) -> list[Disk]:
+        """Return the disks whose present top files are kept from now on."""
+        match self.request:
+            case SnapshotRequest():
+                return [disk for disk in disks if disk.chain]
+            case RevertRequest(undo=UUID(), volumes=volumes):
+                targets = {volume.target for volume in volumes}
+                return [disk for disk in disks if disk.chain and disk.target in targets]
+            case _:
+                return []
+
+    def _wants_host_files(self) -> bool:
+        request = self.request
+        return not isinstance(request, DeleteRequest) and getattr(request, "host_files", None) != "none"
+
+    async def _host_files(self) -> HostFiles:
+        if self._wants_host_files():
+            return await self.work.inventory.host_files(self.work.vm)
+        return HostFiles(items=[], expected=[])
+
+    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
         if isinstance(self.request, DeleteRequest):
-            return plan_delete(domain.name, [self._doomed(volume, disks) for volume in self.request.volumes])
+            return plan_delete([self._doomed(volume, users) for volume in self.request.volumes])
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
         facts = self._facts(domain, disks, host_files, frozen)
+        if isinstance(self.request, RevertRequest):
+            facts = replace(facts, in_use=self._in_use(disks, frozen, users))
         match self.request:
             case SnapshotRequest():
                 return plan_snapshot(facts, self.request)
@@ -171,27 +194,50 @@ class Surveyor:
 
     def _frozen_chains(self, volumes: list[FrozenVolume]) -> dict[str, list[Image]]:
         for volume in volumes:
-            if not Path(volume.path).exists():
+            if _is_gone(volume.path):
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
         return {volume.path: self._read_chain(volume.target, Path(volume.path), "qcow2") for volume in volumes}
 
-    def _doomed(self, volume: DoomedVolume, disks: list[Disk]) -> Doomed:
-        chained = [image.path for disk in disks for image in disk.chain if image.backing == volume.path]
-        beside = [str(path) for path in dependents.standing_on(Path(volume.path))]
+    def _in_use(self, disks: list[Disk], frozen: dict[str, list[Image]], users: list[Neighbour]) -> frozenset[str]:
+        """Name the present top files that somebody needs besides this domain, by their resolved paths."""
+        others = [one for one in users if one.uuid != self.work.vm]
+        found = {image.path for chain in frozen.values() for image in chain}
+        for top in (disk.chain[0].path for disk in disks if disk.chain):
+            if _dependents(Path(top), users) or neighbours.with_disk(others, Path(top)):
+                found.add(top)
+        return frozenset(found)
+
+    def _doomed(self, volume: DoomedVolume, users: list[Neighbour]) -> Doomed:
         return Doomed(
             target=volume.target,
             path=volume.path,
             frozen=self._image(volume.target, volume.path),
             children={path: self._image(volume.target, path) for path in volume.children},
-            dependents=sorted({*chained, *beside}),
-            is_top=any(disk.chain and disk.chain[0].path == volume.path for disk in disks),
+            dependents=_dependents(Path(volume.path), users),
+            written_by=neighbours.with_disk(users, Path(volume.path)),
         )
 
     def _image(self, target: str, path: str) -> Image | None:
         """Read one image, checked with all that is below it; None where the file is gone."""
-        if not Path(path).exists():
+        if _is_gone(path):
             return None
         return images.read_chain(target, Path(path), "qcow2", self.limits.allowed_image_dirs, images.ANY_DEPTH)[0]
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        return not Path(path).exists()
+    except OSError:
+        return False  # a name that no file can have: whoever reads it says so
+
+
+def _sharing_nvram(others: list[Neighbour], path: Path) -> str:
+    return ", ".join(neighbours.with_nvram(others, path))
+
+
+def _dependents(path: Path, users: list[Neighbour]) -> list[str]:
+    """List the files that stand on this one: beside it on disk, and in any domain's chains."""
+    return sorted(map(str, {*dependents.standing_on(path), *neighbours.standing_on(users, path)}))
 
 
 def _require_free_names(plan: Plan) -> None:

@@ -58,7 +58,8 @@ class RevertRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="r
     ``host_files`` are uploaded after prepare and before commit. A type in ``remove`` is taken away (kept in the
     undo point): the snapshot was complete without it. ``excluded`` are the targets that the snapshot left out.
     With ``alone``, disks that are not in ``volumes`` stay as they are and host files are left alone. With
-    ``undo`` (the UUID of the undo point's snapshot) the present host files are captured first.
+    ``undo`` (the UUID of the undo point's snapshot) the present host files are captured first. Without it the old
+    top files are removed where they are overlays of ours, except those in ``held``: files that snapshots hold.
     """
 
     vm: UUID
@@ -69,6 +70,7 @@ class RevertRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="r
     excluded: list[str] = []
     alone: bool = False
     undo: UUID | None = None
+    held: list[str] = []
     lease_s: float = DEFAULT_LEASE_S
 
     @classmethod

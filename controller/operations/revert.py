@@ -24,6 +24,8 @@ from controller.store.contents import Held
 from controller.store.groups import NewGroup
 from controller.store.snapshots import Group
 
+_HELD = "held"
+
 
 class Wanted(Request, kw_only=True, frozen=True):
     """The snapshot to go back to, and whether the present state is kept. ``volumes``: these disks alone."""
@@ -56,9 +58,9 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
         undo=job.id_for("undo") if wanted.undo_point else None,
         moves_current=wanted.volumes is None,
     )
-    request = build_request(job, wanted, group, end)
+    request = build_request(job, wanted, group, end, await _held(job, wanted))
     job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
-    await job.step("prepare", end.promised())
+    await job.step("prepare", {**end.promised(), _HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
     async with transaction.leased(job, view.id):
@@ -79,7 +81,15 @@ def _bytes_of(group: Group) -> dict[HostFileType, bytes]:
     return {one.type: backup_files.data(one.uuid) for one in group.backups}
 
 
-def build_request(job: Job, wanted: Wanted, group: Group, end: Ending) -> RevertRequest:
+async def _held(job: Job, wanted: Wanted) -> list[str]:
+    """Return the files that must stay where the present state does not; the same at every run of the job."""
+    if wanted.undo_point:
+        return []
+    known = job.recalled(_HELD, list[str])
+    return await job.db.run(snapshots.held, job.vm, job.host) if known is None else known
+
+
+def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: list[str]) -> RevertRequest:
     """Say what goes back. Raises InvalidRequest, SnapshotPartlyDeleted."""
     alone = wanted.volumes is not None
     targets = {volume.target for volume in group.volumes} if wanted.volumes is None else set(wanted.volumes)
@@ -101,6 +111,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending) -> Revert
         excluded=group.snapshot.excluded,
         alone=alone,
         undo=end.undo,
+        held=held,
         lease_s=job.patience.lease_s,
     )
 

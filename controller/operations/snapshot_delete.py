@@ -12,7 +12,7 @@ from uuid import UUID
 from agent.wire.base import Request
 from agent.wire.transaction import DeleteRequest, DoomedVolume, Transaction, VolumeOutcome
 from agent.wire.vm import HostVm
-from controller.errors import DisksNotDeleted, SnapshotHasChildren, SnapshotNotFound
+from controller.errors import DisksNotDeleted, FrozenFileHeld, SnapshotHasChildren, SnapshotNotFound
 from controller.operations import ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
@@ -27,7 +27,7 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 
 async def run(job: Job) -> dict[str, Any]:
-    """Delete it. Raises SnapshotNotFound where another call did so before, DisksNotDeleted, SnapshotHasChildren."""
+    """Delete it. Raises SnapshotNotFound where another call did so before, and what ``merge`` raises."""
     wanted = job.wanted(Wanted)
     await leftovers.settle(job)
     end = Ending(kind="delete", transaction=job.id_for("transaction"), snapshot=wanted.snapshot)
@@ -45,7 +45,10 @@ async def run(job: Job) -> dict[str, Any]:
 
 
 async def merge(job: Job, end: Ending, group: Group) -> int:
-    """Merge the disks of a group away and remove its records; return the bytes that were moved."""
+    """Merge the disks of a group away and remove its records; return the bytes that were moved.
+
+    Raises DisksNotDeleted, SnapshotHasChildren, FrozenFileHeld.
+    """
     doomed = job.recalled(f"doomed {end.snapshot}", list[DoomedVolume])
     if doomed is None:
         doomed = await doomed_volumes(job, group)
@@ -69,12 +72,17 @@ async def merge(job: Job, end: Ending, group: Group) -> int:
 
 
 async def doomed_volumes(job: Job, group: Group) -> list[DoomedVolume]:
-    """Return what is left to merge, each with the files that stand on it. Raises SnapshotHasChildren."""
+    """Return what is left to merge, each with the files that stand on it; raises as ``merge``."""
     facts = await sync.refresh(job)
     doomed = []
     for volume in group.volumes:
         if volume.merged:
             continue
+        for other in await job.db.run(snapshots.holding, volume.host, volume.path):
+            if other.snapshot != volume.snapshot:
+                raise FrozenFileHeld(
+                    target=volume.target, snapshot=volume.snapshot, path=volume.path, other=other.snapshot
+                )
         children = await children_of(job, facts, volume)
         if len(children) > 1:
             raise SnapshotHasChildren(

@@ -107,6 +107,19 @@ def files_on(host: str, path: str) -> list[GroupVolume]:
     return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
 
 
+def holding(host: str, path: str) -> list[GroupVolume]:
+    """Return the volume snapshots on this host that hold this very file: several where a VM was put back on it."""
+    conditions = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged)
+    return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
+
+
+def held(vm: UUID, host: str) -> list[str]:
+    """Return the files on this host that a VM's snapshots hold."""
+    query = VolumeSnapshot.select(VolumeSnapshot.path).join(Snapshot)
+    query = query.where(Snapshot.vm == vm, VolumeSnapshot.host == host, ~VolumeSnapshot.merged)
+    return sorted({row.path for row in query})
+
+
 def page(
     limit: int,
     after: Position | None = None,

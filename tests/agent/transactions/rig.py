@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from lxml import etree
 
@@ -132,6 +132,16 @@ class Rig:
             f"<domain type='qemu'><name>win11</name><uuid>{VM}</uuid>"
             f"<os firmware='efi'><type>hvm</type><nvram>{self.nvram}</nvram></os>"
             f"<devices>{disks}<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"
+        )
+
+    def neighbour(self, name: str, image: Path) -> None:
+        """Define another domain with one disk and nothing else."""
+        vm = uuid4()
+        (self.hypervisor.directory / f"{vm}.flags").write_text("")
+        (self.hypervisor.directory / f"{vm}.xml").write_text(
+            f"<domain type='qemu'><name>{name}</name><uuid>{vm}</uuid><os><type>hvm</type></os>"
+            f"<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+            f"<source file='{image}'/><target dev='vda' bus='virtio'/></disk></devices></domain>"
         )
 
     def edit(self, change: Callable[[str], str]) -> None:

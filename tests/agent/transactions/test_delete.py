@@ -83,3 +83,25 @@ async def test_overlay_that_an_administrator_put_on_a_frozen_file_keeps_it_from_
     with pytest.raises(ImageRefused, match=r"by-hand\.qcow2 stands on it"):
         await manager.put(uuid4(), asked)
     assert frozen.exists()
+
+
+@pytest.mark.case("D5")
+async def test_frozen_file_that_another_domain_stands_on_from_elsewhere_is_kept(rig: Rig, manager: Manager) -> None:
+    first, second = await deletable(rig, manager)
+    frozen, elsewhere = Path(first.volumes[0].path), rig.images / "elsewhere"
+    elsewhere.mkdir()
+    clone = elsewhere / "clone.qcow2"
+    await qemu_img.create_overlay(clone, frozen, "qcow2", first.volumes[0].virtual_size_bytes)
+    rig.neighbour("clone", clone)
+    asked = story.delete_request(first, {volume.target: [volume.path] for volume in second.volumes})
+    with pytest.raises(ImageRefused, match=r"clone\.qcow2 stands on it"):
+        await manager.put(uuid4(), asked)
+    assert frozen.exists()
+
+
+async def test_frozen_file_that_another_domain_boots_from_is_kept(rig: Rig, manager: Manager) -> None:
+    first, second = await deletable(rig, manager)
+    rig.neighbour("twin", Path(first.volumes[0].path))
+    asked = story.delete_request(first, {volume.target: [volume.path] for volume in second.volumes})
+    with pytest.raises(ImageRefused, match="a disk of twin"):
+        await manager.put(uuid4(), asked)

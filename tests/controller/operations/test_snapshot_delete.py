@@ -106,3 +106,18 @@ async def test_ungroup_removes_exactly_this_snapshots_backup_files_and_volumes_s
     assert reverted.result["kept"] == ["nvram", "tpm"]
     assert one.vm.host_files["nvram"] == b"later"
     assert UUID(reverted.result["undo_point"])
+
+
+async def test_a_file_that_two_snapshots_hold_is_merged_away_for_neither(one: World) -> None:
+    first = await one.snapshot()
+    held = {volume.target: volume.path for volume in (await one.db.run(snapshots.group, first)).volumes}
+    by_hand = {target: one.vm.tops[target] for target in held}
+    one.vm.tops.update(held)
+    for top in by_hand.values():
+        del one.agent.files[top]
+    second = await one.snapshot()
+    for snapshot in (first, second):
+        operation = await one.delete(snapshot)
+        assert operation.error is not None
+        assert operation.error.code == "frozen-file-held"
+    assert (await one.revert(first)).state == "succeeded"
