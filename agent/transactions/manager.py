@@ -27,6 +27,7 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
+from agent.transactions.asked import require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.model import HostFileRequest
@@ -111,13 +112,17 @@ class Manager:
             await self._told(running)
 
     async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
-        """Begin a transaction and answer when it is prepared; the same id and request answer the same again."""
+        """Begin a transaction and answer when it is prepared; the same id and request answer the same again.
+
+        Raises InvalidRequest, DomainBusy, TransactionMismatch, and what preparing raises.
+        """
         known = self._known.get(id_)
         if known is not None:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
             await known.settled.wait()
             return _outcome(known)
+        require_sense(request)
         running = self._begin(id_, request)
         await self._own(self._prepare(running, request.lease_s))
         return running.transaction

@@ -265,7 +265,7 @@ class Running:
 
     def extend_lease(self, lease_s: float) -> None:
         """Count the lease anew from now."""
-        bounded = min(lease_s, self._tools.limits.max_lease_s)
+        bounded = min(max(lease_s, 0.0), self._tools.limits.max_lease_s)
         self._lease_until = time.monotonic() + bounded
         self._update(lease_expires_at=utc_now() + timedelta(seconds=bounded))
 

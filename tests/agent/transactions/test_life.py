@@ -166,3 +166,13 @@ async def test_libvirt_away_at_prepare_is_a_clear_error_and_nothing_is_left(rig:
     with pytest.raises(HypervisorUnavailable):
         await manager.put(uuid4(), story.snapshot_request())
     assert rig.files() == before
+
+
+async def test_journal_that_cannot_be_understood_is_set_aside_and_the_agent_starts(rig: Rig) -> None:
+    journal = rig.state_dir / "journal"
+    journal.mkdir()
+    (journal / f"{uuid4()}.jsonl").write_text('{"record": "from another age"}\n')
+    manager = rig.manager()
+    await manager.recover()
+    assert [path.suffix for path in journal.iterdir()] == [".damaged"]
+    await story.snapshot(manager)
