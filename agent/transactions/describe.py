@@ -5,7 +5,7 @@ from typing import Any
 
 from agent.host import dependents, images
 from agent.transactions.journal import AnyRequest
-from agent.transactions.model import AnyStep, Plan, RebaseChild, RemoveFile, SwitchDisks, flat
+from agent.transactions.model import AnyStep, Plan, RebaseChild, SetAsideFrozen, SwitchDisks, flat
 from agent.transactions.survey import Survey
 from agent.wire.problem import Problem
 from agent.wire.transaction import FrozenFile, RevertRequest, SnapshotRequest, VolumeOutcome
@@ -40,7 +40,7 @@ def sources(plan: Plan) -> dict[str, tuple[str, str]]:
 
 def target_of(step: AnyStep) -> str:
     """Name the disk that a step of a merge works on."""
-    return step.target if isinstance(step, RebaseChild | RemoveFile) else ""
+    return step.target if isinstance(step, RebaseChild | SetAsideFrozen) else ""
 
 
 def merge_outcomes(plan: Plan, targets: list[str], errors: dict[str, Problem]) -> list[VolumeOutcome]:

@@ -139,12 +139,24 @@ class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
         return f"rebase {self.target}"
 
 
+class SetAsideFrozen(Step, kw_only=True, frozen=True, tag="set-aside-frozen"):
+    """Move a frozen file that nothing stands on any more to ``staged``, from where it can still come back."""
+
+    target: str
+    path: str
+    staged: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"set-aside frozen {self.target}"
+
+
 class RemoveFile(Step, kw_only=True, frozen=True, tag="remove-file"):
-    """Remove a file or a directory that nothing refers to any more; ``target`` where it was a disk's."""
+    """Remove a file or a directory that nothing refers to any more."""
 
     what: str
     path: str
-    target: str = ""
 
     @property
     def name(self) -> str:
@@ -160,6 +172,7 @@ AnyStep = (
     | SetAsideHostFile
     | SwitchDisks
     | RebaseChild
+    | SetAsideFrozen
     | RemoveFile
 )
 
@@ -219,11 +232,13 @@ class Doomed:
 
     ``frozen`` is None when the file is gone already. ``children`` are the images that the controller named, by
     path (None: that file is gone). ``dependents`` are all files found standing on it: beside it on disk, and in the
-    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own.
+    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own. ``staged`` is
+    the hidden name beside it under which it waits to be removed.
     """
 
     target: str
     path: str
+    staged: str
     frozen: Image | None
     children: dict[str, Image | None]
     dependents: list[str]

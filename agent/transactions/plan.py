@@ -29,6 +29,7 @@ from agent.transactions.model import (
     RebaseChild,
     ReceiveHostFile,
     RemoveFile,
+    SetAsideFrozen,
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
@@ -93,9 +94,10 @@ def plan_revert(facts: Facts, request: RevertRequest) -> Plan:
     aside = [] if request.alone else [item.type for item in facts.present if item.type in request.remove]
     tops = {volume.target: _path(present[volume.target]) for volume in request.volumes}
     dropped = [] if request.undo else [path for path in _tops_of(present, tops) if _may_go(path, facts, request)]
-    moves: list[SwapHostFile | SetAsideHostFile] = [_swap(step) for step in receive]
-    moves += [_set_aside(facts, type_) for type_ in aside]
-    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in moves]
+    swaps, asides = _swaps(facts, receive), [_set_aside(facts, type_) for type_ in aside]
+    moves: list[SwapHostFile | SetAsideHostFile] = [*swaps, *asides]
+    staged: list[ReceiveHostFile | SetAsideHostFile] = [*receive, *asides]
+    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in staged]
     leftovers += [RemoveFile(what=f"old top {Path(path).name}", path=path) for path in dropped]
     return Plan(
         stage=_groups(overlays, [_capture(facts, item.type) for item in captured]),
@@ -126,12 +128,16 @@ def plan_host_file(facts: Facts, request: HostFileRequest) -> Plan:
     """Plan the replacement of one host file."""
     receive = _receive(facts, request)
     leftover = RemoveFile(what=f"staged {request.type}", path=receive.staged)
-    return Plan(receive=[receive], switch=[[_swap(receive)]], clean=[[leftover]])
+    return Plan(receive=[receive], switch=_groups(_swaps(facts, [receive])), clean=[[leftover]])
 
 
 def plan_delete(doomed: list[Doomed]) -> Plan:
-    """Plan a deletion: every child stands on what was below, and only when all do, the frozen files go."""
+    """Plan a deletion: every child stands on what was below, and only when all do, the frozen files go.
+
+    They are set aside first, which can be taken back: one that will not go keeps them all.
+    """
     rebases: list[AnyStep] = []
+    asides: list[AnyStep] = []
     removals: list[AnyStep] = []
     for volume in doomed:
         if volume.frozen is None:
@@ -140,8 +146,9 @@ def plan_delete(doomed: list[Doomed]) -> Plan:
             reason = f"it is a disk of {', '.join(volume.written_by)}, which writes to it"
             raise ImageRefused(target=volume.target, path=volume.path, reason=reason)
         rebases += [_rebase(volume, volume.frozen, child) for child in _standing(volume, volume.frozen)]
-        removals.append(RemoveFile(what=f"frozen {volume.target}", path=volume.path, target=volume.target))
-    return Plan(switch=_groups(rebases, removals))
+        asides.append(SetAsideFrozen(target=volume.target, path=volume.path, staged=volume.staged))
+        removals.append(RemoveFile(what=f"frozen {volume.target}", path=volume.staged))
+    return Plan(switch=_groups(rebases, asides), clean=_groups(removals))
 
 
 def _standing(volume: Doomed, frozen: Image) -> list[Image]:
@@ -282,8 +289,15 @@ def _receive(facts: Facts, ref: HostFileRef | HostFileRequest) -> ReceiveHostFil
     )
 
 
-def _swap(step: ReceiveHostFile) -> SwapHostFile:
-    return SwapHostFile(type=step.type, path=step.path, staged=step.staged, sha256=step.sha256)
+def _swaps(facts: Facts, receive: list[ReceiveHostFile]) -> list[SwapHostFile]:
+    """Swap in what differs from what is there.
+
+    A file that is in place already must not be touched: that it has the new bytes is how undoing tells a swap that
+    was done, so it would take the domain's own file for the uploaded one.
+    """
+    present = {item.type: item.sha256 for item in facts.present}
+    changed = [step for step in receive if present.get(step.type) != step.sha256]
+    return [SwapHostFile(type=step.type, path=step.path, staged=step.staged, sha256=step.sha256) for step in changed]
 
 
 def _set_aside(facts: Facts, type_: HostFileType) -> SetAsideHostFile:

@@ -173,7 +173,10 @@ class Running:
             await self._run(group)
 
     async def _merge(self, request: DeleteRequest) -> None:
-        """Merge every disk; the frozen files go only when all of them could be merged, so that none is lost."""
+        """Merge every disk; the frozen files go only when all can, so that the snapshot is usable until then.
+
+        A frozen file that cannot be moved brings back those that were.
+        """
         errors: dict[str, Problem] = {}
         for group in self.plan.switch:
             results = await asyncio.gather(*(self._step(step) for step in group), return_exceptions=True)
@@ -181,10 +184,15 @@ class Running:
                 if isinstance(result, BaseException):
                     errors[target_of(step)] = problem_of(result)
             if errors:
+                await self._put_back(group)
                 break
         targets = [volume.target for volume in request.volumes]
         outcomes = await asyncio.to_thread(merge_outcomes, self.plan, targets, errors)
         self._update(outcomes=outcomes, error=next(iter(errors.values()), None))
+
+    async def _put_back(self, group: list[AnyStep]) -> None:
+        for step in group:
+            await self._tolerate(self._at(f"undo {step.name}", steps.undo, step, self._work))
 
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
@@ -192,7 +200,8 @@ class Running:
         The work stands, so nothing here fails it: a file that will not go is named in the log.
         """
         gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
-        for step in flat(self.plan.clean):
+        kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
+        for step in [] if kept else flat(self.plan.clean):
             await self._tolerate(self._step(step))
         await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
 

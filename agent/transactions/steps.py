@@ -20,6 +20,7 @@ from agent.transactions.model import (
     RebaseChild,
     ReceiveHostFile,
     RemoveFile,
+    SetAsideFrozen,
     SetAsideHostFile,
     Step,
     SwapHostFile,
@@ -125,13 +126,13 @@ async def _(step: SwapHostFile, work: Work) -> None:
 
 
 @do.register
-async def _(step: SetAsideHostFile, work: Work) -> None:
+async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.path), Path(step.staged))
 
 
 @undo.register
-async def _(step: SetAsideHostFile, work: Work) -> None:
+async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
 

@@ -211,6 +211,7 @@ class Surveyor:
         return Doomed(
             target=volume.target,
             path=volume.path,
+            staged=str(files.staged_path(Path(volume.path), str(self.transaction))),
             frozen=self._image(volume.target, volume.path),
             children={path: self._image(volume.target, path) for path in volume.children},
             dependents=_dependents(Path(volume.path), users),

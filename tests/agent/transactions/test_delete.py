@@ -9,7 +9,7 @@ import pytest
 from agent.errors import (
     ImageRefused,
 )
-from agent.host import qemu_img
+from agent.host import files, qemu_img
 from agent.transactions.manager import Manager
 from agent.wire.transaction import Transaction
 from tests.agent.transactions import story
@@ -69,6 +69,26 @@ async def test_one_disk_that_cannot_be_merged_keeps_all_frozen_files_and_a_repea
     assert all(Path(volume.path).exists() for volume in first.volumes)
     assert (await story.delete(manager, asked)).error is None
     assert rig.contents() == before
+
+
+@pytest.mark.case("D2")
+async def test_frozen_file_that_will_not_go_keeps_all_of_them(rig: Rig, manager: Manager) -> None:
+    first, second = await deletable(rig, manager)
+    before = rig.contents()
+    asked = story.delete_request(first, {volume.target: [volume.path] for volume in second.volumes})
+    id_ = uuid4()
+    in_the_way = files.staged_path(Path(first.volumes[1].path), str(id_))
+    in_the_way.mkdir()
+    failed = await story.delete(manager, asked, id_)
+    in_the_way.rmdir()
+    assert [(o.target, o.done, o.error is None) for o in failed.outcomes] == [
+        ("vda", False, True),
+        ("vdb", False, False),
+    ]
+    assert all(Path(volume.path).exists() for volume in first.volumes)
+    assert (await story.delete(manager, asked)).error is None
+    assert rig.contents() == before
+    assert not [name for name in rig.files() if ".coldframe-" in name]
 
 
 @pytest.mark.case("D5")

@@ -31,6 +31,7 @@ from agent.transactions.model import (
     Plan,
     RebaseChild,
     RemoveFile,
+    SetAsideFrozen,
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
@@ -235,24 +236,33 @@ def test_host_file_for_a_device_that_is_gone_is_refused() -> None:
 
 def doomed(children: Mapping[str, Image | None] | None = None, **changes: object) -> Doomed:
     base = image("/images/f", backing="/images/base", backing_format="qcow2")
-    values: dict[str, object] = {"dependents": list(children or {}), "frozen": base, "written_by": [], **changes}
+    values: dict[str, object] = {
+        "dependents": list(children or {}),
+        "frozen": base,
+        "written_by": [],
+        "staged": "/images/.f",
+        **changes,
+    }
     return Doomed(target="vda", path="/images/f", children=dict(children or {}), **values)  # type: ignore[arg-type]
 
 
+GOING = ["set-aside frozen vda", "remove frozen vda"]
+
+
 def test_leaf_is_removed_without_a_merge() -> None:
-    assert plan_delete([doomed()]).names() == ["remove frozen vda"]
+    assert plan_delete([doomed()]).names() == GOING
 
 
 def test_only_child_is_rebased_before_any_frozen_file_goes() -> None:
     child = {"/images/c": image("/images/c", backing="/images/f")}
-    groups = plan_delete([doomed(child)]).switch
-    assert [type(step) for group in groups for step in group] == [RebaseChild, RemoveFile]
-    assert len(groups) == 2
+    made = plan_delete([doomed(child)])
+    assert [[type(step) for step in group] for group in made.switch] == [[RebaseChild], [SetAsideFrozen]]
+    assert [type(step) for step in flat(made.clean)] == [RemoveFile]
 
 
 def test_child_that_stands_below_already_is_not_rebased_again() -> None:
     child = {"/images/c": image("/images/c", backing="/images/base")}
-    assert plan_delete([doomed(child, dependents=[])]).names() == ["remove frozen vda"]
+    assert plan_delete([doomed(child, dependents=[])]).names() == GOING
 
 
 def test_second_child_an_unknown_overlay_and_the_top_itself_are_refused() -> None:

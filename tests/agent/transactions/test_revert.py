@@ -181,3 +181,30 @@ async def test_old_top_that_a_snapshot_holds_survives_a_revert_without_undo_poin
     asked = story.revert_request(taken, host_files, undo=None, held=[str(tops[0])])
     await story.revert(manager, asked, host_files)
     assert [top.exists() for top in tops] == [True, False]
+
+
+@pytest.mark.case("R7")
+async def test_undoing_twice_keeps_host_files_that_were_in_place_already(rig: Rig) -> None:
+    manager = rig.manager()
+    taken, host_files = await story.snapshot(manager)
+    before = rig.contents()
+    broken = iter([StorageFailed(action="syncing", path="journal", reason="no space left")])
+
+    def full_for_a_moment(name: str) -> None:
+        if name == "before journal ended" and (err := next(broken, None)):
+            raise err
+
+    manager = rig.manager(full_for_a_moment)
+    id_ = uuid4()
+    await manager.put(id_, story.revert_request(taken, host_files))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, story.chunks(data))
+    rig.hypervisor.failing, rig.hypervisor.error = (
+        {"define"},
+        lambda: StorageFailed(action="a", path="b", reason="c"),
+    )
+    with pytest.raises(StorageFailed):
+        await manager.commit(id_)
+    await manager.tick()
+    assert manager.get(id_).state == "aborted"
+    assert rig.contents() == before
