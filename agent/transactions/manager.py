@@ -12,6 +12,7 @@ from agent.errors import (
     AgentRestarted,
     DomainBusy,
     DomainRunning,
+    HashMismatch,
     HostFileNotFound,
     HostFileTooLarge,
     HypervisorUnavailable,
@@ -166,10 +167,18 @@ class Manager:
         """Return every transaction, oldest first."""
         return sorted((known.transaction for known in self._known.values()), key=lambda item: item.started_at)
 
-    async def upload(self, id_: UUID, type_: HostFileType, chunks: AsyncIterator[bytes]) -> Transaction:
-        """Stage one host file of a revert. Raises HostFileTooLarge as soon as it is, HashMismatch at the end."""
+    async def upload(
+        self, id_: UUID, type_: HostFileType, chunks: AsyncIterator[bytes], announced: str | None = None
+    ) -> Transaction:
+        """Stage one host file of a revert. Raises HostFileTooLarge as soon as it is, HashMismatch at the end.
+
+        ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
+        """
         running = self._running(id_)
         data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        found = hashlib.sha256(data).hexdigest()
+        if announced not in {None, found}:
+            raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
             _require_prepared(running)
             await running.receive(type_, data)
