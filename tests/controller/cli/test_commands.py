@@ -9,7 +9,7 @@ import pytest
 
 from agent.wire.access import Event, NewToken, Token
 from agent.wire.backup_file import BackupFile
-from agent.wire.fleet import Host, Vm
+from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
 from agent.wire.snapshot import Snapshot
 from tests.controller.cli.conftest import Coldframe
@@ -167,7 +167,7 @@ def test_vm_list_show_sync_and_forget(fake: FakeController, coldframe: Coldframe
     fake.page("/v1/vms", [vm])
     fake.answer("GET", "/v1/vms/win11", vm)
     fake.answer("POST", "/v1/vms/win11/sync", OPERATION, status=202)
-    fake.answer("DELETE", f"/v1/vms/{vm.uuid}", OPERATION, status=202)
+    fake.answer("DELETE", f"/v1/vms/{vm.uuid}", vm)
     assert coldframe("vm", "list", "--host", "kvm1", "--json").json["items"][0]["name"] == "win11"
     assert fake.asked[-1].query["host"] == "kvm1"
     assert "nvram      528.0 KiB  2026-11-02 09:30:00  -" in coldframe("vm", "show", "win11").out
@@ -234,3 +234,28 @@ def test_token_create_prints_the_secret_alone(fake: FakeController, coldframe: C
     assert fake.asked[-1].body["expires_at"] == "2027-01-02T00:00:00Z"
     assert "ansible  operator" in coldframe("token", "list").out
     assert coldframe("token", "revoke", str(made.token.uuid), "--json").json["name"] == "ansible"
+
+
+def test_edit_protect_and_unprotect_send_only_what_was_asked_and_the_version_they_saw(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    labelled = msgspec.structs.replace(SNAPSHOT, labels={"keep": "1", "drop": "2"})
+    fake.answer("GET", SNAPSHOT_PATH, labelled)
+    fake.answer("PATCH", SNAPSHOT_PATH, SNAPSHOT)
+    uuid = str(SNAPSHOT.uuid)
+    assert "is changed" in coldframe("snapshot", "edit", uuid, "--label", "new=3", "--remove-label", "drop").out
+    assert "is protected" in coldframe("snapshot", "protect", uuid).out
+    assert "no longer protected" in coldframe("snapshot", "unprotect", uuid).out
+    bodies = [one.body for one in fake.asked if one.method == "PATCH"]
+    nothing = {"name": None, "description": None, "labels": None, "protected": None}
+    assert bodies[0] == nothing | {"labels": {"keep": "1", "new": "3"}}
+    assert bodies[1:] == [nothing | {"protected": True}, nothing | {"protected": False}]
+    assert coldframe("snapshot", "edit", uuid).status == 2
+
+
+def test_vm_volumes_prints_one_line_for_each_file(fake: FakeController, coldframe: Coldframe) -> None:
+    fake.page("/v1/vms/win11/volumes", [VmVolume.example()])
+    done = coldframe("vm", "volumes", "win11")
+    assert len(done.out.splitlines()) == 2
+    assert "1 of 1" in done.out
+    assert coldframe("vm", "volumes", "win11", "--json").json["items"][0]["depth"] == 1
