@@ -9,6 +9,8 @@ from controller.operations import (
     snapshot_delete,
     sync,
     ungroup,
+    verify,
+    verify_all,
 )
 from controller.operations.engine import Run
 
@@ -17,6 +19,8 @@ KINDS: Mapping[str, Run] = {
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
     "snapshot-ungroup": ungroup.run,
+    "snapshot-verify": verify.run,
+    "fleet-verify": verify_all.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

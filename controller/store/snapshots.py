@@ -107,6 +107,11 @@ def files_on(host: str, path: str) -> list[GroupVolume]:
     return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
 
 
+def all_volumes() -> list[GroupVolume]:
+    """Return the frozen files of all snapshots of all VMs."""
+    return [_volume(row) for row in VolumeSnapshot.select().order_by(VolumeSnapshot.id)]
+
+
 def page(
     limit: int,
     after: Position | None = None,

@@ -9,6 +9,7 @@ import pytest
 
 from agent.wire.access import Event, NewToken, Token
 from agent.wire.backup_file import BackupFile
+from agent.wire.finding import Finding
 from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
 from agent.wire.snapshot import Snapshot
@@ -259,3 +260,22 @@ def test_vm_volumes_prints_one_line_for_each_file(fake: FakeController, coldfram
     assert len(done.out.splitlines()) == 2
     assert "1 of 1" in done.out
     assert coldframe("vm", "volumes", "win11", "--json").json["items"][0]["depth"] == 1
+
+
+def test_verify_exits_1_where_something_is_wrong_and_0_where_nothing_is(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    counts = {"snapshots": 1, "volumes": 2, "found": 1}
+    bad = msgspec.structs.replace(OPERATION, result={**counts, "findings": [Finding.example()]})
+    well = msgspec.structs.replace(OPERATION, result={**counts, "findings": []})
+    fake.answer("POST", f"{SNAPSHOT_PATH}/verify", bad, status=202)
+    fake.answer("POST", "/v1/vms/win11/verify", well, status=202)
+    fake.answer("POST", "/v1/verify", well, status=202)
+    done = coldframe("snapshot", "verify", str(SNAPSHOT.uuid), "--json")
+    assert (done.status, done.json["items"][0]["code"]) == (1, "frozen-file-altered")
+    assert "ERROR  frozen-file-altered  kvm1: " in coldframe("snapshot", "verify", str(SNAPSHOT.uuid)).out
+    done = coldframe("snapshot", "verify", "--vm", "win11", "--quick")
+    assert (done.status, done.out) == (0, "1 snapshot(s) with 2 frozen file(s) are as they were taken\n")
+    assert fake.asked[-1].query == {"deep": "false"}
+    assert coldframe("snapshot", "verify", "--all", "--json").json == {"items": []}
+    assert coldframe("snapshot", "verify").status == 2
