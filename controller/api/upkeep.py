@@ -1,16 +1,20 @@
-"""Verification: of a snapshot, of a VM, of everything."""
+"""Verification of a snapshot, of a VM, of everything; and the doctor."""
 
 from typing import Any
 from uuid import UUID
 
 from agent.web.call import Call, Reply
+from agent.web.paging import PageQuery, page_of
 from agent.web.routes import Route, route
 from agent.wire.access import Role
+from agent.wire.base import Page
+from agent.wire.finding import Finding
 from agent.wire.operation import Operation
 from controller.api.actions import IDEMPOTENCY_KEY, LOCATION
 from controller.api.operations import WaitQuery
+from controller.doctor.examine import examine
 from controller.errors import IdempotencyConflict, SnapshotBusy, SnapshotNotFound, VmAmbiguous, VmNotFound
-from controller.operations import verify, verify_all
+from controller.operations import repair, verify, verify_all
 from controller.operations.engine import Engine, Place
 from controller.store import snapshots, vms
 
@@ -54,6 +58,36 @@ class VerifyRoutes:
         """Verify all snapshots of all VMs, each VM in its own turn."""
         wanted = verify_all.Wanted(deep=query.deep)
         operation = await self._engine.submit("fleet-verify", wanted, lambda: (None, None), call.idempotency_key)
+        return await _answered(self._engine, operation, query)
+
+
+class DoctorRoutes:
+    """What is wrong across the fleet."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            route("GET", "/v1/doctor", self.look),
+            _action("/v1/doctor/repair", self.repair, (), role="admin"),
+        ]
+
+    async def look(self, call: Call, query: PageQuery) -> Page[Finding]:
+        """List what is wrong across the fleet, with the repair of each.
+
+        Every host is asked now, all at once, so this may take as long as the slowest one (45 seconds at most). Nothing
+        is changed; what is under way at this moment is left out.
+        """
+        found = await examine(self._engine.db, self._engine.hosts)
+        return page_of(found, query, lambda one: f"{one.code} {one.host} {one.what}")
+
+    async def repair(self, call: Call, query: WaitQuery) -> Reply[Operation]:
+        """Do the repairs that are safe. The operation's result lists what was done and what is left."""
+        operation = await self._engine.submit(
+            "fleet-repair", repair.Wanted(), lambda: (None, None), call.idempotency_key
+        )
         return await _answered(self._engine, operation, query)
 
 

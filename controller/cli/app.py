@@ -13,7 +13,7 @@ from typer.exceptions import Abort, TyperException
 
 from agent.web.errors import InternalError
 from agent.wire.problem import Problem
-from controller.cli import backup, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
+from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
 from controller.cli.session import JsonOption, NoWaitOption, Options, TokenFileOption, UrlOption, command, print_json
 
@@ -25,6 +25,7 @@ for module in (host, vm, snapshot, backup, operation, token):
 for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect, snapshot_verify.verify):
     command(snapshot.app, more.__name__)(more)
 command(app, "events")(events.events)
+command(app, "doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

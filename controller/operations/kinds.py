@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from controller.operations import (
     backup_host_files,
+    repair,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -21,6 +22,7 @@ KINDS: Mapping[str, Run] = {
     "snapshot-ungroup": ungroup.run,
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
+    "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

@@ -279,3 +279,22 @@ def test_verify_exits_1_where_something_is_wrong_and_0_where_nothing_is(
     assert fake.asked[-1].query == {"deep": "false"}
     assert coldframe("snapshot", "verify", "--all", "--json").json == {"items": []}
     assert coldframe("snapshot", "verify").status == 2
+
+
+def test_doctor_exits_1_while_something_is_wrong_and_0_once_all_is_repaired(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    safe = msgspec.structs.replace(Finding.example(), safe=True)
+    done = msgspec.structs.replace(safe, done="It is removed")
+    note = msgspec.structs.replace(safe, severity="info", safe=False)
+    fake.page("/v1/doctor", [safe])
+    fake.answer(
+        "POST", "/v1/doctor/repair", msgspec.structs.replace(OPERATION, result={"items": [note, done]}), status=202
+    )
+    looked = coldframe("doctor")
+    assert looked.status == 1
+    assert "[doctor --repair does this]" in looked.out
+    assert coldframe("doctor", "--json").json["items"][0]["safe"] is True
+    mended = coldframe("doctor", "--repair")
+    assert mended.status == 0
+    assert [line.split()[0] for line in mended.out.splitlines()[::2]] == ["INFO", "REPAIRED", "Nothing"]
