@@ -18,7 +18,8 @@ def judge(look: Look, records: Records) -> list[Finding]:
     """Return the disks of one host's VMs that do not stand where the records say. VMs at work are left out."""
     at_work = records.busy | {one.vm for one in look.open_transactions().values()}
     settled = records.volumes_of(look.host)
-    frozen = {one.path: one for one in settled}
+    # Whatever is recorded on this host: a chain may pass through files of snapshots that other work is about.
+    frozen = {one.path: one for one in records.volumes if one.host == look.host and not one.merged}
     found: list[Finding] = []
     for vm in look.vms:
         mine = {one.target for one in settled if records.snapshots[one.snapshot].vm == vm.uuid}
@@ -36,9 +37,9 @@ def _disk(
     about: dict[str, Any] = {"host": look.host, "vm": vm.uuid, "path": paths[0]}
     told = f"disk {disk.target} of VM {vm.name}"
     if 0 in recorded:
-        of = records.snapshots[frozen[paths[0]].snapshot]
-        what = f"{told} is {paths[0]} itself, which is frozen for snapshot {of.name}: a start would write into it"
-        repair = f"Do not start the VM; revert to the snapshot, which puts an overlay on it: snapshot revert {of.uuid}"
+        of = frozen[paths[0]].snapshot
+        what = f"{told} is {paths[0]} itself, which is frozen for snapshot {of}: a start would write into it"
+        repair = f"Do not start the VM; revert to the snapshot, which puts an overlay on it: snapshot revert {of}"
         yield Finding(code="frozen-file-in-use", severity="error", what=what, repair=repair, **about)
     elif recorded and recorded[0] > 1:
         between = ", ".join(paths[: recorded[0]])

@@ -38,7 +38,8 @@ def _settled(before: Records, after: Records) -> Records:
         for snapshot in records.snapshots.values():
             found.setdefault(snapshot.vm, []).append(snapshot)
         for volume in records.volumes:
-            found.setdefault(records.snapshots[volume.snapshot].vm, []).append(volume)
+            if volume.snapshot in records.snapshots:
+                found.setdefault(records.snapshots[volume.snapshot].vm, []).append(volume)
         return found
 
     was, now = of_vms(before), of_vms(after)

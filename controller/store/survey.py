@@ -35,8 +35,9 @@ class Records:
             for one in self.volumes
             if one.host == host
             and not one.merged
-            and self.snapshots[one.snapshot].state == "ready"
-            and self.snapshots[one.snapshot].vm not in self.busy
+            and (snapshot := self.snapshots.get(one.snapshot)) is not None
+            and snapshot.state == "ready"
+            and snapshot.vm not in self.busy
         ]
 
 
