@@ -16,7 +16,7 @@ import hashlib
 import io
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -33,6 +33,14 @@ from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import Transaction, TransactionRequest
+from agent.wire.upkeep import (
+    CheckedImages,
+    CheckImages,
+    ImageState,
+    Leftovers,
+    RemovedLeftovers,
+    RemoveLeftovers,
+)
 from agent.wire.vm import Disk, HostVm
 
 T = TypeVar("T")
@@ -203,6 +211,25 @@ class AgentClient:
     async def accept_blank(self, uuid: UUID) -> HostVm:
         """Let the domain's next start through although a host file is missing or empty."""
         return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)
+
+    async def check_images(
+        self, paths: Sequence[str], *, deep: bool = False, timeout_s: float = 60.0
+    ) -> list[ImageState]:
+        """Return how image files are, at most PATHS_LIMIT of them; ``timeout_s`` bounds the agent's work."""
+        body = CheckImages(paths=list(paths), deep=deep, timeout_s=timeout_s)
+        total_s = timeout_s + self._timeouts.read_s
+        return (await self._json("POST", "/v1/images/check", CheckedImages, body=body, total_s=total_s)).items
+
+    async def leftovers(self) -> Leftovers:
+        """Return the files that are named as Coldframe's own."""
+        return await self._get("/v1/leftovers", Leftovers)
+
+    async def remove_leftovers(self, paths: Sequence[str]) -> list[str]:
+        """Remove what ended transactions left staged; return what went."""
+        body = RemoveLeftovers(paths=list(paths))
+        return (
+            await self._json("POST", "/v1/leftovers/remove", RemovedLeftovers, body=body, total_s=self._timeouts.work_s)
+        ).removed
 
     async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
         """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 from controller.operations import (
     backup_host_files,
+    repair,
     revert,
     snapshot_create,
     snapshot_delete,
     sync,
     ungroup,
+    verify,
+    verify_all,
 )
 from controller.operations.engine import Run
 
@@ -17,6 +20,9 @@ KINDS: Mapping[str, Run] = {
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
     "snapshot-ungroup": ungroup.run,
+    "snapshot-verify": verify.run,
+    "fleet-verify": verify_all.run,
+    "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

@@ -120,6 +120,11 @@ def held(vm: UUID, host: str) -> list[str]:
     return sorted({row.path for row in query})
 
 
+def all_volumes() -> list[GroupVolume]:
+    """Return the frozen files of all snapshots of all VMs."""
+    return [_volume(row) for row in VolumeSnapshot.select().order_by(VolumeSnapshot.id)]
+
+
 def page(
     limit: int,
     after: Position | None = None,

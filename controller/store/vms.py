@@ -10,7 +10,7 @@ import msgspec
 from agent.wire import fleet as wire
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
-from controller.errors import VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
+from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
 from controller.models import BackupFile, Snapshot, Vm, VmDefinition
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -116,14 +116,17 @@ def page(
 def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``. Raises VmNotFound, VmBusy. A VM that a host still
-    defines comes back with that host's next inventory, without its history.
+    ``but`` is the operation that asks. Event ``vm.forgotten``. A VM that a host still defines comes back
+    with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
     """
     with write():
         vm = get(uuid)
         count = operations.open_count(vm=uuid, but=but)
         if count:
             raise VmBusy(vm=vm.name, count=count)
+        protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
+        if protected is not None:
+            raise SnapshotProtected(snapshot=protected.uuid)
         _remove(uuid)
         events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
     return vm

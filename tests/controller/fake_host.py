@@ -11,6 +11,7 @@ import msgspec
 
 from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
+from agent.wire.host import HostFacts
 from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFile
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
@@ -23,7 +24,8 @@ from agent.wire.transaction import (
     TransactionRequest,
     VolumeOutcome,
 )
-from agent.wire.vm import Disk, HostVm, Image, VmState
+from agent.wire.upkeep import ImageState, Leftover
+from agent.wire.vm import Disk, Guard, HostVm, Image, VmState
 
 SIZE = 1 << 30
 
@@ -55,6 +57,7 @@ class FakeVm:
     expected: list[HostFileType]
     state: VmState = "shut-off"
     broken: dict[HostFileType, str] = field(default_factory=dict)
+    guard: Guard | None = None
 
 
 @dataclass
@@ -86,6 +89,10 @@ class FakeHost:
         self.piecemeal = False
         self.linger = 0
         self.changed = asyncio.Event()
+        self.facts = HostFacts.example()
+        self.leftovers: list[Leftover] = []
+        self.complete = True
+        self.corrupt: set[str] = set()
 
     def add_vm(self, name: str = "win11", disks: tuple[str, ...] = ("vda", "vdb"), **changes: Any) -> FakeVm:
         """Define a shut-off UEFI and TPM domain with one plain file per disk."""
@@ -233,6 +240,22 @@ class FakeHost:
         """Return what changes when the file is written to."""
         return f"{SIZE}:{self.files[path].version}"
 
+    def image_state(self, path: str, *, deep: bool) -> ImageState:
+        """Return one image file as the agent shows it."""
+        if path not in self.files:
+            return ImageState(path=path, exists=False, problem="it does not exist")
+        errors = (1 if path in self.corrupt else 0) if deep else None
+        return ImageState(
+            path=path,
+            exists=True,
+            backing=self.files[path].backing,
+            virtual_size_bytes=SIZE,
+            allocated_bytes=SIZE // 4,
+            fingerprint=self.fingerprint(path),
+            errors=errors,
+            leaked_clusters=0 if deep else None,
+        )
+
     def _children(self, path: str) -> list[str]:
         return [name for name, file in self.files.items() if file.backing == path]
 
@@ -308,6 +331,7 @@ class FakeHost:
             nvram="/host/nvram" if "nvram" in vm.expected else None,
             disks=[self._disk(target, path) for target, path in vm.tops.items()],
             domain_xml=f"<domain><name>{vm.name}</name></domain>",
+            guard=vm.guard,
         )
 
     def _disk(self, target: str, path: str) -> Disk:
