@@ -17,18 +17,19 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import dependents, files, images
+from agent.host import files, images
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.limits import Limits
 from agent.transactions.journal import AnyRequest
-from agent.transactions.model import CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
-from agent.transactions.plan import plan_delete, plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.model import CreateOverlay, Facts, HostFileRequest, Plan, flat
+from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
+from agent.transactions.survey_delete import Elsewhere, look_elsewhere, read_doomed, room_of
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
-    DoomedVolume,
     FirmwareFile,
     FrozenVolume,
     RevertRequest,
@@ -75,7 +76,9 @@ class Surveyor:
             await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
         disks = await asyncio.to_thread(self._read_disks, domain)
         host_files = await self._host_files(domain)
-        plan = await asyncio.to_thread(self._plan, domain, disks, host_files)
+        deletes = isinstance(self.request, DeleteRequest)
+        elsewhere = await look_elsewhere(self.work) if deletes else Elsewhere()
+        plan = await asyncio.to_thread(self._plan, domain, disks, host_files, elsewhere)
         await asyncio.to_thread(_require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
@@ -137,9 +140,9 @@ class Surveyor:
                 raise HostFileShared(name=domain.name, type="nvram", path=str(domain.nvram), others=", ".join(others))
         return await inventory.host_files(self.work.vm)
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles) -> Plan:
+    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, elsewhere: Elsewhere) -> Plan:
         if isinstance(self.request, DeleteRequest):
-            return plan_delete(domain.name, [self._doomed(volume, disks) for volume in self.request.volumes])
+            return self._plan_delete(self.request, domain, disks, elsewhere)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
         facts = self._facts(domain, disks, host_files, frozen)
         match self.request:
@@ -175,23 +178,15 @@ class Surveyor:
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
         return {volume.path: self._read_chain(volume.target, Path(volume.path), "qcow2") for volume in volumes}
 
-    def _doomed(self, volume: DoomedVolume, disks: list[Disk]) -> Doomed:
-        chained = [image.path for disk in disks for image in disk.chain if image.backing == volume.path]
-        beside = [str(path) for path in dependents.standing_on(Path(volume.path))]
-        return Doomed(
-            target=volume.target,
-            path=volume.path,
-            frozen=self._image(volume.target, volume.path),
-            children={path: self._image(volume.target, path) for path in volume.children},
-            dependents=sorted({*chained, *beside}),
-            is_top=any(disk.chain and disk.chain[0].path == volume.path for disk in disks),
-        )
-
-    def _image(self, target: str, path: str) -> Image | None:
-        """Read one image, checked with all that is below it; None where the file is gone."""
-        if not Path(path).exists():
-            return None
-        return images.read_chain(target, Path(path), "qcow2", self.limits.allowed_image_dirs, images.ANY_DEPTH)[0]
+    def _plan_delete(self, request: DeleteRequest, domain: Domain, disks: list[Disk], elsewhere: Elsewhere) -> Plan:
+        """Plan it for all disks, and lock every file that it will write to or remove: none is begun unless all can."""
+        doomed = read_doomed(domain.name, request.volumes, disks, elsewhere, self.limits)
+        plan = plan_delete(doomed, room_of(doomed))
+        for volume in doomed:
+            standing = [one for one in volume.children.values() if one is not None and one.backing == volume.path]
+            for image in [volume.frozen, *standing] if volume.frozen is not None else []:
+                self.work.locks.take_image(volume.target, Path(image.path))
+        return plan
 
 
 def _require_free_names(plan: Plan) -> None:
