@@ -10,7 +10,7 @@
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
-    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
+    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
     │   └── TokenExists
@@ -161,23 +161,13 @@ class SnapshotProtected(Conflict):
     message = "Snapshot {snapshot} is protected; nothing was changed. Take the protection off first"
 
 
-class SnapshotHasChildren(Conflict):
-    """More stands on the snapshot than this version can merge."""
-
-    code = "snapshot-has-children"
-    message = (
-        "Disk {target} of snapshot {snapshot} carries {count} files ({children}), and only one can be merged; "
-        "nothing was changed. Delete all but one of the snapshots that stand on it first"
-    )
-
-
 class SnapshotPartlyDeleted(Conflict):
     """A deletion of the snapshot began and has not finished, so it no longer holds every disk."""
 
     code = "snapshot-partly-deleted"
     message = (
-        "Disk(s) {targets} of snapshot {snapshot} are gone, by a deletion that has not finished; nothing was changed. "
-        "Repeat the deletion, or revert the other disks by name"
+        "Disk(s) {targets} of snapshot {snapshot} are gone or written to, by a deletion that has not finished; "
+        "nothing was changed. Repeat the deletion, or revert the other disks by name"
     )
 
 

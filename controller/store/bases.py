@@ -1,0 +1,95 @@
+"""Frozen files and what stands on them: told by the records of all snapshots, hidden bases and VMs of one host.
+
+A *hidden base* is a frozen file whose snapshot is gone while several files stand on it, or another VM does. It is no
+part of any list or tree, and goes when one child is left.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+
+from agent.wire.transaction import DoomedVolume
+from agent.wire.vm import HostVm
+from controller.db import read, write
+from controller.models import VmDefinition, VolumeSnapshot
+
+
+@dataclass(frozen=True)
+class Child:
+    """A file that stands directly on a frozen one: another frozen file of a VM, or the present top of one."""
+
+    path: str
+    vm: UUID
+
+
+def children(host: str, path: str) -> list[Child]:
+    """Return what stands directly on a file, by the records: as new as the last look at the host."""
+    with read():
+        standing = (VolumeSnapshot.host == host, VolumeSnapshot.backing == path, ~VolumeSnapshot.merged)
+        found = {row.path: row.vm_id for row in VolumeSnapshot.select().where(*standing)}
+        for row in VmDefinition.select().where(VmDefinition.host == host):
+            disks = msgspec.convert(row.facts, HostVm).disks
+            found |= {
+                top.path: row.vm_id for top in (disk.chain[0] for disk in disks if disk.chain) if top.backing == path
+            }
+    return [Child(one, vm) for one, vm in sorted(found.items())]
+
+
+def is_ripe(standing: list[Child], vm: UUID) -> bool:
+    """Tell whether a file can be merged away in the course of work on this VM: nobody else's work depends on it."""
+    return len(standing) < 2 and all(child.vm == vm for child in standing)
+
+
+def hide(snapshot: UUID, targets: list[str]) -> None:
+    """Keep these files of a snapshot, which is about to be removed, as hidden bases of its VM. For the store only."""
+    own = (VolumeSnapshot.snapshot == snapshot, VolumeSnapshot.target.in_(targets), ~VolumeSnapshot.merged)
+    VolumeSnapshot.update(snapshot=None, hidden=True).where(*own).execute()
+
+
+def hidden(host: str) -> list[VolumeSnapshot]:
+    """Return the hidden bases of a host, oldest first. For the store only."""
+    found = VolumeSnapshot.select().where(VolumeSnapshot.hidden, VolumeSnapshot.host == host)
+    return list(found.order_by(VolumeSnapshot.id))
+
+
+def ripe(vm: UUID, host: str) -> list[DoomedVolume]:
+    """Return hidden bases that can go now: at most one for each target, and none that stands on another of them."""
+    chosen: dict[str, DoomedVolume] = {}
+    with read():
+        for row in hidden(host):
+            standing = children(host, row.path)
+            touched = {one.path for one in chosen.values()} & {row.backing, *(child.path for child in standing)}
+            mine = is_ripe(standing, vm) and (row.vm_id == vm or bool(standing))
+            if mine and not touched and row.target not in chosen:
+                paths = [child.path for child in standing]
+                chosen[row.target] = DoomedVolume(target=row.target, path=row.path, children=paths)
+    return list(chosen.values())
+
+
+def record(host: str, path: str, fingerprints: Mapping[str, str], new_backing: str | None, *, done: bool) -> None:
+    """Record what became of a hidden base: which children were rewritten, and where ``done`` that it is gone."""
+    with write():
+        for row in hidden(host):
+            if row.path != path:
+                continue
+            backing = new_backing or row.backing
+            rewritten(row, fingerprints)
+            if done:
+                VolumeSnapshot.delete().where(VolumeSnapshot.id == row.id).execute()
+                reparent(row, backing)
+
+
+def rewritten(row: VolumeSnapshot, fingerprints: Mapping[str, str]) -> None:
+    """Record that these files (new fingerprint by path) stand on what a file stands on. For the store only."""
+    for path, fingerprint in fingerprints.items():
+        VolumeSnapshot.update(fingerprint=fingerprint, backing=row.backing).where(
+            VolumeSnapshot.host == row.host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged
+        ).execute()
+
+
+def reparent(row: VolumeSnapshot, backing: str | None) -> None:
+    """Record that what stood on a file that is gone stands on ``backing``. For the store only."""
+    standing = (VolumeSnapshot.host == row.host, VolumeSnapshot.backing == row.path)
+    VolumeSnapshot.update(backing=backing).where(*standing).execute()
