@@ -89,7 +89,7 @@ def _merged(ending: Ending, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome
     """Each base that is gone goes from the records; what was moved off the others has been moved."""
     for one in outcomes:
         path = ending.bases.get(one.target, "")
-        bases.record(ending.host, path, one.fingerprints, one.new_backing, done=one.done)
+        bases.record(ending.host, path, one)
     return [one for one in outcomes if not one.done]
 
 

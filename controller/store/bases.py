@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from agent.wire.transaction import DoomedVolume
+from agent.wire.transaction import DoomedVolume, VolumeOutcome
 from agent.wire.vm import HostVm
 from controller.db import read, write
 from controller.models import VmDefinition, VolumeSnapshot
@@ -68,17 +68,17 @@ def ripe(vm: UUID, host: str) -> list[DoomedVolume]:
     return list(chosen.values())
 
 
-def record(host: str, path: str, fingerprints: Mapping[str, str], new_backing: str | None, *, done: bool) -> None:
-    """Record what became of a hidden base: which children were rewritten, and where ``done`` that it is gone."""
+def record(host: str, path: str, outcome: VolumeOutcome) -> None:
+    """Record what became of a hidden base: which children were rewritten, and whether it is gone."""
     with write():
-        for row in hidden(host):
-            if row.path != path:
-                continue
-            backing = new_backing or row.backing
-            rewritten(row, fingerprints)
-            if done:
-                VolumeSnapshot.delete().where(VolumeSnapshot.id == row.id).execute()
-                reparent(row, backing)
+        for row in (one for one in hidden(host) if one.path == path):
+            rewritten(row, outcome.fingerprints)
+            own = VolumeSnapshot.id == row.id
+            if outcome.done:
+                VolumeSnapshot.delete().where(own).execute()
+                reparent(row, outcome.new_backing or row.backing)
+            elif outcome.altered is not None:
+                VolumeSnapshot.update(altered=True, fingerprint=outcome.altered).where(own).execute()
 
 
 def rewritten(row: VolumeSnapshot, fingerprints: Mapping[str, str]) -> None:
