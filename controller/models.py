@@ -265,11 +265,8 @@ Snapshot.add_index(Snapshot.vm, unique=True, where=(Snapshot.current == True), n
 
 
 class VolumeSnapshot(Record):
-    """One disk's frozen file. ``merged``: its file is gone, by a deletion that has not finished its other disks.
-
-    ``altered``: a deletion has begun to write its child's data into it. ``hidden``: its snapshot is gone, and the file
-    is kept because more than one other stands on it.
-    """
+    """One disk's frozen file. ``merged``: it is gone, by a deletion that has not finished its other disks; ``altered``:
+    one has begun to write to it; ``hidden``: its snapshot is gone, but other files stand on it."""
 
     id = AutoField()
     snapshot_id: UUID | None
@@ -298,7 +295,7 @@ class VolumeSnapshot(Record):
 class Operation(Record):
     """One piece of work. ``seq`` is the order in a VM's queue; ``memo`` is what a restart needs to go on.
 
-    ``parked_until``: it waits for its VM to stop, outside the queue, and is not tried again before this time.
+    ``parked_until``: it waits for its VM to stop, outside the queue, for so long at least.
 
     ``vm`` and ``host`` are not foreign keys: history outlives what it tells of.
     """

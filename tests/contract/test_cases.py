@@ -13,7 +13,7 @@ IN_FORCE = (
     [f"B{n}" for n in range(1, 14)]
     + [f"S{n}" for n in range(1, 16)]
     + [f"R{n}" for n in range(1, 10)]
-    + ["D1", "D2", "D7", "D8", "P4", "F1"]
+    + ["D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "P4", "F1"]
 )
 
 
