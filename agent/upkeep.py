@@ -75,15 +75,17 @@ class Upkeep:
     def _over(self, found: Sequence[Found]) -> set[Path]:
         """Return what was staged by work that has ended: by its transaction, or by its age.
 
-        A transaction whose guard still stands is recorded as ended and may be cleaning up.
+        A transaction whose guard still stands is recorded as ended and may be cleaning up. What a deletion that failed
+        has set aside and could not put back is a snapshot's.
         """
         states = {known.id: known.state for known in self._manager.all()}
+        failed = {known.id for known in self._manager.all() if known.kind == "delete" and known.error is not None}
         guarded = {guard.transaction for guard in self._guards.all().values()}
         now = utc_now()
         over = set()
         for one in found:
             if one.transaction in states:
-                is_over = states[one.transaction] in ENDED and one.transaction not in guarded
+                is_over = states[one.transaction] in ENDED and one.transaction not in guarded | failed
             else:
                 is_over = now - one.mtime > _FORGOTTEN_AFTER
             if is_over and not one.is_overlay:

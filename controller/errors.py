@@ -10,8 +10,7 @@
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
-    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
-    │   ├── FrozenFileHeld
+    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
     │   └── TokenExists
@@ -165,16 +164,6 @@ class SnapshotProtected(Conflict):
     message = "Snapshot {snapshot} is protected; nothing was changed. Take the protection off first"
 
 
-class SnapshotHasChildren(Conflict):
-    """More stands on the snapshot than this version can merge."""
-
-    code = "snapshot-has-children"
-    message = (
-        "Disk {target} of snapshot {snapshot} carries {count} files ({children}), and only one can be merged; "
-        "nothing was changed. Delete all but one of the snapshots that stand on it first"
-    )
-
-
 class FrozenFileHeld(Conflict):
     """Two snapshots hold one file: the VM was put back on a frozen file by hand, and then another was taken."""
 
@@ -190,8 +179,8 @@ class SnapshotPartlyDeleted(Conflict):
 
     code = "snapshot-partly-deleted"
     message = (
-        "Disk(s) {targets} of snapshot {snapshot} are gone, by a deletion that has not finished; nothing was changed. "
-        "Repeat the deletion, or revert the other disks by name"
+        "Disk(s) {targets} of snapshot {snapshot} are gone or written to, by a deletion that has not finished; "
+        "nothing was changed. Repeat the deletion, or revert the other disks by name"
     )
 
 

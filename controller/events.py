@@ -119,7 +119,7 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
     with write():
         hosts.seen(host, facts, at)
         vms.record_inventory(host, found, at)
-        unsettled = [vm for vm in groups.unsettled_vms(host) if operations.open_count(vm=vm) == 0]
+        unsettled = [vm for vm in groups.unsettled_vms(host) if operations.open_count(vm=vm, parked=False) == 0]
         for vm in unsettled:
             operations.enqueue("vm-sync", vm, host, {})
     return len(unsettled)

@@ -7,14 +7,13 @@ what one merges away, the other may stand on, wherever on the host its own overl
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
 from agent.host import dependents
 from agent.host.domain_xml import Domain
 from agent.wire.vm import HostVm
-
-_DEPTH = 1_000  # what is deeper is a loop
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,23 @@ def with_disk(neighbours: Iterable[Neighbour], path: Path) -> list[str]:
     return [one.name for one in neighbours if any(os.path.realpath(disk) == wanted for disk, _ in one.disks)]
 
 
+def with_chain(neighbours: Iterable[Neighbour], path: Path) -> list[str]:
+    """Name the domains that have this file anywhere in the chain of a disk, links followed. Blocks."""
+    wanted = Path(os.path.realpath(path))
+    return [one.name for one in neighbours if any(wanted in chain for chain in _chains(one))]
+
+
 def standing_on(neighbours: Iterable[Neighbour], path: Path) -> list[Path]:
     """Find the images that stand directly on this file in the chains of the domains' qcow2 disks. Blocks.
 
-    Only headers are read, and what cannot be read ends a chain. A raw disk is not looked into: its guest could have
-    written any header there.
+    Only headers are read, and what cannot be read ends a chain.
     """
     wanted = Path(os.path.realpath(path))
-    tops = {Path(os.path.realpath(disk)) for one in neighbours for disk, is_qcow2 in one.disks if is_qcow2}
-    return sorted({above for top in tops for above, below in _links(top) if below == wanted})
+    chains = (chain for one in neighbours for chain in _chains(one))
+    return sorted({above for chain in chains for above, below in pairwise(chain) if below == wanted})
 
 
-def _links(top: Path) -> Iterator[tuple[Path, Path]]:
-    """Walk down a chain: each file with what it stands on."""
-    above = top
-    for _ in range(_DEPTH):
-        below = dependents.backing_of(above)
-        if below is None:
-            return
-        yield above, below
-        above = below
+def _chains(neighbour: Neighbour) -> Iterator[list[Path]]:
+    """Follow each disk down. A raw disk is not looked into: its guest could have written any header there."""
+    for disk, is_qcow2 in neighbour.disks:
+        yield dependents.chain_of(disk) if is_qcow2 else [Path(os.path.realpath(disk))]

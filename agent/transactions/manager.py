@@ -221,9 +221,13 @@ class Manager:
                 await self._told(running)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same."""
+        """Undo a transaction that is not committed; an aborted one answers the same.
+
+        A deletion can be aborted after its commit too, as long as no frozen file has been written to.
+        """
         running = self._running(id_)
         if running.transaction.state not in ENDED:
+            running.withdraw(Released(id=id_).problem())
             await self._own(self._abort(running, Released(id=id_)))
         if running.transaction.state == "committed":
             raise TransactionEnded(id=id_, state="committed")
@@ -233,6 +237,9 @@ class Manager:
         async with running.lock:
             if running.transaction.state in ("prepared", "aborting"):
                 await running.undo(running.transaction.error or reason.problem())
+                await self._told(running)
+            elif running.withdrawn is not None and running.transaction.state == "committing":
+                await running.finish()
                 await self._told(running)
             elif running.transaction.state == "committing":
                 raise TransactionEnded(id=running.transaction.id, state="committing")

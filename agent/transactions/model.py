@@ -124,7 +124,10 @@ class SwitchDisks(Step, kw_only=True, frozen=True, tag="switch-disks"):
 
 
 class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
-    """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing)."""
+    """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing).
+
+    ``allocated_bytes`` are the frozen file's, the most that is copied; ``child_bytes`` are the child's before.
+    """
 
     target: str
     frozen: str
@@ -132,6 +135,7 @@ class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
     backing: str | None
     backing_format: str | None
     allocated_bytes: int
+    child_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -150,6 +154,37 @@ class SetAsideFrozen(Step, kw_only=True, frozen=True, tag="set-aside-frozen"):
     def name(self) -> str:
         """Name the disk."""
         return f"set-aside frozen {self.target}"
+
+
+class CommitChild(Step, kw_only=True, frozen=True, tag="commit-child"):
+    """Write the data of ``child``, ``allocated_bytes`` of them, down into ``frozen``, which it covers all the while.
+
+    ``fingerprint`` is the frozen file's before, which tells whether anything has been written to it.
+    """
+
+    target: str
+    frozen: str
+    child: str
+    allocated_bytes: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"commit {self.target}"
+
+
+class ReplaceChild(Step, kw_only=True, frozen=True, tag="replace-child"):
+    """Give ``frozen``, which holds all of ``child`` now, the name, owner and label of ``child``."""
+
+    target: str
+    frozen: str
+    child: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"replace {self.target}"
 
 
 class RemoveFile(Step, kw_only=True, frozen=True, tag="remove-file"):
@@ -173,6 +208,8 @@ AnyStep = (
     | SwitchDisks
     | RebaseChild
     | SetAsideFrozen
+    | CommitChild
+    | ReplaceChild
     | RemoveFile
 )
 
@@ -232,8 +269,10 @@ class Doomed:
 
     ``frozen`` is None when the file is gone already. ``children`` are the images that the controller named, by
     path (None: that file is gone). ``dependents`` are all files found standing on it: beside it on disk, and in the
-    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own. ``staged`` is
-    the hidden name beside it under which it waits to be removed.
+    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own, ``taken`` the
+    named children that another domain has as a disk. ``private``: nothing else would notice if its bytes changed and
+    it took its child's name, since no other domain's chain holds it, both have one name only, and neither keeps
+    bitmaps. ``staged`` is the hidden name beside it under which it waits to be removed.
     """
 
     target: str
@@ -243,3 +282,13 @@ class Doomed:
     children: dict[str, Image | None]
     dependents: list[str]
     written_by: list[str]
+    taken: dict[str, list[str]] = field(default_factory=dict)
+    private: bool = True
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is free on the file system of each directory, and which file system (``device``) that is."""
+
+    free_bytes: dict[Path, int]
+    device: dict[Path, int]

@@ -22,7 +22,7 @@ from agent.transactions.describe import describe, merge_outcomes, sources, targe
 from agent.transactions.guard import Guards
 from agent.transactions.journal import Entry, Journal
 from agent.transactions.locks import HeldLocks
-from agent.transactions.model import AnyStep, flat
+from agent.transactions.model import AnyStep, RebaseChild, flat
 from agent.transactions.steps import Work
 from agent.transactions.survey import Surveyor, staging_dir
 from agent.web.errors import Error
@@ -73,6 +73,9 @@ class Running:
         self.plan = entry.plan
         self._lease_until = float("inf")
         self.stuck = False  # begun to switch or to undo, and not ended: tried again until it is
+        self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
+        self._final = False  # a deletion has begun to move or write to frozen files, and goes on
+        self._merging: list[asyncio.Task[None]] = []
         self._switching = entry.commit
         if entry.commit and not entry.ended:
             self._update(state="committing", lease_expires_at=None)
@@ -157,6 +160,9 @@ class Running:
         except Exception as err:  # the root of a transaction: whatever went wrong is undone and told
             await self.roll_back(problem_of(err))
             raise
+        if self.withdrawn is not None and not self._final:
+            await self.roll_back(self.withdrawn)
+            return
         await self._clean()
         await self._end("committed", self.transaction.error if isinstance(self.request, DeleteRequest) else None)
 
@@ -172,6 +178,16 @@ class Running:
         for group in self.plan.switch:
             await self._run(group)
 
+    def withdraw(self, problem: Problem) -> None:
+        """Stop a deletion that was committed, as long as it only rebases: a child is whole on either file.
+
+        Once a frozen file is set aside or written to, the deletion goes on to its end and this has no effect.
+        """
+        if isinstance(self.request, DeleteRequest) and self.transaction.state == "committing" and not self._final:
+            self.withdrawn = problem
+            for task in self._merging:
+                task.cancel()
+
     async def _merge(self, request: DeleteRequest) -> None:
         """Merge every disk; the frozen files go only when all can, so that the snapshot is usable until then.
 
@@ -179,19 +195,22 @@ class Running:
         """
         errors: dict[str, Problem] = {}
         for group in self.plan.switch:
-            results = await asyncio.gather(*(self._step(step) for step in group), return_exceptions=True)
-            for step, result in zip(group, results, strict=True):
-                if isinstance(result, BaseException):
-                    errors[target_of(step)] = problem_of(result)
-            if errors:
-                await self._put_back(group)
+            self._final = self._final or not (self.withdrawn or all(isinstance(step, RebaseChild) for step in group))
+            if errors or (self.withdrawn and not self._final):
                 break
-        targets = [volume.target for volume in request.volumes]
-        outcomes = await asyncio.to_thread(merge_outcomes, self.plan, targets, errors)
+            self._merging = [asyncio.create_task(self._step(step)) for step in group]
+            results = await asyncio.gather(*self._merging, return_exceptions=True)
+            for step, result in zip(group, results, strict=True):
+                if isinstance(result, BaseException) and not (self.withdrawn and not self._final):
+                    errors[target_of(step)] = problem_of(result)
+        if errors:
+            await self._put_back()
+        stopped = self.withdrawn is not None and not self._final
+        outcomes = await asyncio.to_thread(merge_outcomes, self.plan, request.volumes, errors, stopped=stopped)
         self._update(outcomes=outcomes, error=next(iter(errors.values()), None))
 
-    async def _put_back(self, group: list[AnyStep]) -> None:
-        for step in group:
+    async def _put_back(self) -> None:
+        for step in flat(self.plan.switch):
             await self._tolerate(self._at(f"undo {step.name}", steps.undo, step, self._work))
 
     async def _clean(self) -> None:

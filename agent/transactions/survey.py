@@ -17,19 +17,20 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import dependents, files, images, neighbours
+from agent.host import files, images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import AnyRequest
-from agent.transactions.model import CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
-from agent.transactions.plan import plan_delete, plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.model import CreateOverlay, Facts, HostFileRequest, Plan, flat
+from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
+from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
-    DoomedVolume,
     FirmwareFile,
     FrozenVolume,
     RevertRequest,
@@ -75,7 +76,7 @@ class Surveyor:
         if domain.tpm_directory is not None:
             await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
         disks = await asyncio.to_thread(self._read_disks, domain)
-        users = await self.work.inventory.neighbours()
+        users = await self._users(domain)
         await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
         plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
@@ -128,6 +129,11 @@ class Surveyor:
             self.work.locks.take_image(target, Path(image.path))
         return chain
 
+    async def _users(self, domain: Domain) -> list[Neighbour]:
+        """Return what all domains use; this one as it was read under the guard."""
+        found = await self.work.inventory.neighbours()
+        return [Neighbour.of(domain), *(one for one in found if one.uuid != domain.uuid)]
+
     def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
         """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
         others = [one for one in users if one.uuid != domain.uuid]
@@ -160,7 +166,7 @@ class Surveyor:
 
     def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
         if isinstance(self.request, DeleteRequest):
-            return plan_delete([self._doomed(volume, users) for volume in self.request.volumes])
+            return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
         facts = self._facts(domain, disks, host_files, frozen)
         if isinstance(self.request, RevertRequest):
@@ -194,7 +200,7 @@ class Surveyor:
 
     def _frozen_chains(self, volumes: list[FrozenVolume]) -> dict[str, list[Image]]:
         for volume in volumes:
-            if _is_gone(volume.path):
+            if is_gone(volume.path):
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
         return {volume.path: self._read_chain(volume.target, Path(volume.path), "qcow2") for volume in volumes}
 
@@ -203,42 +209,23 @@ class Surveyor:
         others = [one for one in users if one.uuid != self.work.vm]
         found = {image.path for chain in frozen.values() for image in chain}
         for top in (disk.chain[0].path for disk in disks if disk.chain):
-            if _dependents(Path(top), users) or neighbours.with_disk(others, Path(top)):
+            if dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top)):
                 found.add(top)
         return frozenset(found)
 
-    def _doomed(self, volume: DoomedVolume, users: list[Neighbour]) -> Doomed:
-        return Doomed(
-            target=volume.target,
-            path=volume.path,
-            staged=str(files.staged_path(Path(volume.path), str(self.transaction))),
-            frozen=self._image(volume.target, volume.path),
-            children={path: self._image(volume.target, path) for path in volume.children},
-            dependents=_dependents(Path(volume.path), users),
-            written_by=neighbours.with_disk(users, Path(volume.path)),
-        )
-
-    def _image(self, target: str, path: str) -> Image | None:
-        """Read one image, checked with all that is below it; None where the file is gone."""
-        if _is_gone(path):
-            return None
-        return images.read_chain(target, Path(path), "qcow2", self.limits.allowed_image_dirs, images.ANY_DEPTH)[0]
-
-
-def _is_gone(path: str) -> bool:
-    try:
-        return not Path(path).exists()
-    except OSError:
-        return False  # a name that no file can have: whoever reads it says so
+    def _plan_delete(self, request: DeleteRequest, users: list[Neighbour]) -> Plan:
+        """Plan it for all disks, and lock every file that it will write to or remove: none is begun unless all can."""
+        doomed = read_doomed(self.transaction, request, users, self.limits)
+        plan = plan_delete(doomed, room_of(doomed))
+        for volume in doomed:
+            standing = [one for one in volume.children.values() if one is not None and one.backing == volume.path]
+            for image in [volume.frozen, *standing] if volume.frozen is not None else []:
+                self.work.locks.take_image(volume.target, Path(image.path))
+        return plan
 
 
 def _sharing_nvram(others: list[Neighbour], path: Path) -> str:
     return ", ".join(neighbours.with_nvram(others, path))
-
-
-def _dependents(path: Path, users: list[Neighbour]) -> list[str]:
-    """List the files that stand on this one: beside it on disk, and in any domain's chains."""
-    return sorted(map(str, {*dependents.standing_on(path), *neighbours.standing_on(users, path)}))
 
 
 def _require_free_names(plan: Plan) -> None:

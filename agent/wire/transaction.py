@@ -99,7 +99,10 @@ class DoomedVolume(Request, kw_only=True, frozen=True):
 
 
 class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="delete"):
-    """Merge the frozen files of one snapshot away. Repeating it after a failure finishes what is left."""
+    """Merge frozen files of one snapshot away, or with a UUID of its own files whose snapshot is gone.
+
+    Each target stands for one file. Repeating it after a failure finishes what is left.
+    """
 
     vm: UUID
     snapshot: UUID
@@ -169,7 +172,8 @@ class VolumeOutcome(Answer, kw_only=True, frozen=True):
     """How the merge of one disk ended. ``moved_bytes`` is what was copied between image files.
 
     ``fingerprints`` gives the new fingerprint of each file that was rewritten, by path; ``new_backing`` is what
-    the children stand on now.
+    the children stand on now. ``altered`` is the new fingerprint of a frozen file that is still there and into which
+    its child's data were begun to be written: it no longer holds what it held.
     """
 
     target: str
@@ -178,6 +182,7 @@ class VolumeOutcome(Answer, kw_only=True, frozen=True):
     error: Problem | None = None
     fingerprints: dict[str, str] = {}
     new_backing: str | None = None
+    altered: str | None = None
 
 
 class Transaction(Answer, kw_only=True, frozen=True):

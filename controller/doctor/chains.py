@@ -22,7 +22,7 @@ def judge(look: Look, records: Records) -> list[Finding]:
     frozen = {one.path: one for one in records.volumes if one.host == look.host and not one.merged}
     found: list[Finding] = []
     for vm in look.vms:
-        mine = {one.target for one in settled if records.snapshots[one.snapshot].vm == vm.uuid}
+        mine = {one.target for one in settled if one.vm == vm.uuid}
         for disk in vm.disks:
             if vm.uuid not in at_work and disk.chain:
                 found += _disk(look, records, vm, disk, frozen, has_snapshots=disk.target in mine)
@@ -40,6 +40,9 @@ def _disk(
         of = frozen[paths[0]].snapshot
         what = f"{told} is {paths[0]} itself, which is frozen for snapshot {of}: a start would write into it"
         repair = f"Do not start the VM; revert to the snapshot, which puts an overlay on it: snapshot revert {of}"
+        if of is None:
+            what = f"{told} is {paths[0]} itself, which is kept for what stands on it: a start would write into it"
+            repair = "Do not start the VM; revert it to one of its snapshots, which puts an overlay there"
         yield Finding(code="frozen-file-in-use", severity="error", what=what, repair=repair, **about)
     elif recorded and recorded[0] > 1:
         between = ", ".join(paths[: recorded[0]])

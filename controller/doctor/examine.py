@@ -38,8 +38,7 @@ def _settled(before: Records, after: Records) -> Records:
         for snapshot in records.snapshots.values():
             found.setdefault(snapshot.vm, []).append(snapshot)
         for volume in records.volumes:
-            if volume.snapshot in records.snapshots:
-                found.setdefault(records.snapshots[volume.snapshot].vm, []).append(volume)
+            found.setdefault(volume.vm, []).append(volume)
         return found
 
     was, now = of_vms(before), of_vms(after)

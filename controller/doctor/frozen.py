@@ -29,6 +29,10 @@ def _present(snapshot: Snapshot, volume: GroupVolume, state: ImageState) -> Iter
     if state.problem is not None:
         yield _finding(snapshot, volume, ("frozen-file-unusable", "error"), f"cannot be used: {state.problem}", _COPY)
         return
+    if volume.altered:
+        words = "was written to by a deletion that did not finish; what stands on it is whole"
+        repair = f"Finish it: coldframe snapshot delete {snapshot.uuid}"
+        yield _finding(snapshot, volume, ("frozen-file-altered", "error"), words, repair)
     if volume.fingerprint and state.fingerprint != volume.fingerprint:
         words = f"was written to after it was frozen (it is {state.fingerprint} now and was {volume.fingerprint})"
         yield _finding(snapshot, volume, ("frozen-file-altered", "error"), words, _COPY)

@@ -18,7 +18,7 @@ def judge(look: Look, records: Records) -> list[Finding]:
     deleted = deletions(look)
     by_snapshot: dict[UUID, list[tuple[GroupVolume, ImageState]]] = {}
     for volume in records.volumes_of(look.host):
-        if volume.path in look.images:
+        if volume.snapshot is not None and volume.path in look.images:
             by_snapshot.setdefault(volume.snapshot, []).append((volume, look.images[volume.path]))
     found = list(_unrecorded(look, records, deleted))
     for uuid, states in by_snapshot.items():
@@ -63,6 +63,8 @@ def _deleted(look: Look, records: Records, uuid: UUID, at: datetime) -> Finding:
 def _unrecorded(look: Look, records: Records, deleted: dict[UUID, datetime]) -> Iterator[Finding]:
     """Snapshots that the host made and no record tells of."""
     standing = {image.path for vm in look.vms for disk in vm.disks for image in disk.chain[1:]}
+    # The files of a snapshot that was deleted may be recorded still, as hidden bases.
+    standing -= {one.path for one in records.volumes if one.host == look.host and not one.merged}
     for one in look.transactions:
         if _lost(one, records) and one.snapshot not in deleted and standing & {file.path for file in one.volumes}:
             files = ", ".join(file.path for file in one.volumes)

@@ -15,11 +15,12 @@ from agent.wire.base import Request
 from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
 from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
+from controller.operations import bases as merging
 from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
 from controller.operations.snapshot_create import completeness
-from controller.store import backup_files, groups, snapshots, vms
+from controller.store import backup_files, bases, groups, snapshots, vms
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
 from controller.store.snapshots import Group
@@ -44,7 +45,8 @@ async def run(job: Job) -> dict[str, Any]:
         result = await _go_back(job, wanted)
     remarks = await (sync.refreshed(job) if wanted.volumes is not None else sync.looked(job))
     retired = await _retire(job, UUID(result["undo_point"]), remarks) if result["undo_point"] else []
-    return {**result, "retired_undo_points": retired, "remarks": remarks}
+    moved = await merging.merge(job, remarks)
+    return {**result, "retired_undo_points": retired, "moved_bytes": moved, "remarks": remarks}
 
 
 async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: lis
     volumes = [volume for volume in group.volumes if volume.target in targets]
     if unknown := targets - {volume.target for volume in volumes}:
         raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
-    if gone := [volume.target for volume in volumes if volume.merged]:
+    if gone := [volume.target for volume in volumes if volume.merged or volume.altered]:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
@@ -204,10 +206,10 @@ async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
 async def _retire_one(job: Job, uuid: UUID) -> bool:
     """Delete one, unless something stands on it or it is protected: return whether it went."""
     group = await job.db.run(snapshots.group, uuid)
-    facts = await job.db.run(vms.definition, job.vm, job.host)
-    stood_on = [await snapshot_delete.children_of(job, facts, one) for one in group.volumes if not one.merged]
+    left = [volume for volume in group.volumes if not volume.merged]
+    stood_on = [await job.db.run(bases.children, volume.host, volume.path) for volume in left]
     if group.snapshot.protected or any(stood_on):
         return False
     end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
-    await snapshot_delete.merge(job, end, group)
+    await snapshot_delete.merge(job, end, group, {})
     return True

@@ -35,6 +35,7 @@ class Records:
             for one in self.volumes
             if one.host == host
             and not one.merged
+            and one.snapshot is not None
             and (snapshot := self.snapshots.get(one.snapshot)) is not None
             and snapshot.state == "ready"
             and snapshot.vm not in self.busy
@@ -44,7 +45,8 @@ class Records:
 def take() -> Records:
     """Read everything, as of one moment."""
     with read():
-        open_vms = Operation.select(Operation.vm).where(Operation.state.in_(["queued", "running"]))
+        at_work = (Operation.state.in_(["queued", "running"]), Operation.parked_until.is_null())
+        open_vms = Operation.select(Operation.vm).where(*at_work)
         forgotten = Event.select(Event.vm, Event.at).where(Event.type == "vm.forgotten").order_by(Event.seq)
         return Records(
             hosts=list(hosts.page(_ALL).items),

@@ -11,7 +11,7 @@ from agent.wire import fleet as wire
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Snapshot, Vm, VmDefinition
+from controller.models import BackupFile, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -151,6 +151,7 @@ def _remove(uuid: UUID) -> None:
         backup_files.remove_owner("snapshot", snapshot)
     Snapshot.update(parent=None).where(Snapshot.vm == uuid).execute()
     Snapshot.delete().where(Snapshot.vm == uuid).execute()
+    VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()

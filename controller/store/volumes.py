@@ -17,7 +17,8 @@ def of_vm(uuid: UUID) -> list[VmVolume]:
         owners: dict[str, list[UUID]] = {}
         rows = VolumeSnapshot.select().where(VolumeSnapshot.path.in_(paths), VolumeSnapshot.host == vm.host)
         for row in rows.where(~VolumeSnapshot.merged).order_by(VolumeSnapshot.id):
-            owners.setdefault(row.path, []).append(row.snapshot_id)
+            if row.snapshot_id is not None:  # else a hidden base
+                owners.setdefault(row.path, []).append(row.snapshot_id)
         return [_volume(disk, owners) for disk in sorted(vm.disks, key=lambda disk: disk.target)]
 
 

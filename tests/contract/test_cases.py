@@ -13,7 +13,8 @@ IN_FORCE = (
     [f"B{n}" for n in range(1, 14)]
     + [f"S{n}" for n in range(1, 16)]
     + [f"R{n}" for n in range(1, 10)]
-    + ["D1", "D2", "D7", "D8", "D9", "D10", "P4", "F1", "F8"]
+    + [f"D{n}" for n in range(1, 11)]
+    + ["P4", "F1", "F8"]
 )
 
 

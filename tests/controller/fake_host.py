@@ -88,6 +88,8 @@ class FakeHost:
         self.undeletable: set[str] = set()
         self.piecemeal = False
         self.linger = 0
+        self.slow_merges = False
+        self.half_written: set[str] = set()
         self.changed = asyncio.Event()
         self.facts = HostFacts.example()
         self.leftovers: list[Leftover] = []
@@ -266,6 +268,9 @@ class FakeHost:
                 self._overlay(vm, volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
             self._put_back(vm, running, running.request)
+        elif self.slow_merges:
+            running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
+            return
         else:
             outcomes = self._merge_all(running.request)
             view = msgspec.structs.replace(view, outcomes=outcomes, done_bytes=SIZE, total_bytes=SIZE)
@@ -302,7 +307,10 @@ class FakeHost:
     def _rebase(self, target: str, path: str) -> VolumeOutcome:
         if path in self.undeletable:
             error = Refusal(500, "qemu-img-failed", path=path).problem
-            return VolumeOutcome(target=target, done=False, error=error)
+            if path not in self.half_written:
+                return VolumeOutcome(target=target, done=False, error=error)
+            self.files[path].version += 1
+            return VolumeOutcome(target=target, done=False, error=error, altered=self.fingerprint(path))
         children = self._children(path)
         backing = self.files[path].backing if path in self.files else None
         for child in children:
@@ -316,6 +324,11 @@ class FakeHost:
         )
 
     def abort(self, running: Running, error: Problem | None) -> None:
+        if running.view.state == "committing" and isinstance(running.request, DeleteRequest):
+            first = running.request.volumes[0]  # the others had not been begun
+            outcome = msgspec.structs.replace(self._rebase(first.target, first.path), done=False)
+            running.view = msgspec.structs.replace(running.view, outcomes=[outcome])
+            error = Refusal(409, "aborted").problem
         if running.view.state not in ENDED:
             running.view = msgspec.structs.replace(running.view, state="aborted", ended_at=utc_now(), error=error)
 

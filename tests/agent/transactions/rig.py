@@ -177,9 +177,11 @@ class Rig:
         (path,) = root.xpath("devices/disk[target/@dev=$target]/source/@file", target=target)
         return Path(path)
 
-    def write_disk(self, target: str, pattern: int, path: Path | None = None) -> None:
-        """Write 64 KiB of one byte as a guest would."""
-        command = f"write -q -P {pattern} 0 64k"
+    def write_disk(
+        self, target: str, pattern: int, path: Path | None = None, *, at: str = "0", length: str = "64k"
+    ) -> None:
+        """Write one byte over and over as a guest would."""
+        command = f"write -q -P {pattern} {at} {length}"
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, path or self.top(target)], check=True)
 
     def contents(self) -> dict[str, str]:

@@ -276,3 +276,28 @@ def _put_back(row: Any, volumes: Any, files: Any, stored: Any) -> None:
     Snapshot.insert(**{**row, "current": False}).execute()
     VolumeSnapshot.insert_many(volumes).execute()
     BackupFile.insert_many(files).execute()
+
+
+@pytest.mark.case("D3")
+async def test_files_that_are_kept_out_of_sight_are_ours_and_nothing_is_wrong_with_them(one: World) -> None:
+    node = await one.snapshot()
+    await one.snapshot()
+    assert (await one.revert(node, undo_point=False)).state == "succeeded"
+    await one.snapshot()
+    assert (await one.delete(node)).result["hidden"] == ["vda", "vdb"]
+    assert await codes(one) == []
+    assert await repaired(one) == []
+    assert set(await one.hidden()) <= set(one.agent.files)
+
+
+@pytest.mark.case("D3")
+async def test_a_disk_that_is_a_file_kept_out_of_sight_is_named(one: World) -> None:
+    node = await one.snapshot()
+    await one.snapshot()
+    assert (await one.revert(node, undo_point=False)).state == "succeeded"
+    await one.snapshot()
+    assert (await one.delete(node)).state == "succeeded"
+    one.vm.tops["vda"] = next(path for path in await one.hidden() if "vda" in path)
+    await one.sync()
+    (found,) = [finding for finding in await look(one) if finding.code == "frozen-file-in-use"]
+    assert "None" not in found.what + found.repair

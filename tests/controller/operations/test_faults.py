@@ -42,12 +42,19 @@ async def remove(one: World) -> Operation:
     return await one.delete(first.uuid)
 
 
+async def remove_sibling(one: World) -> Operation:
+    """Leave a hidden base with one child, so that it goes in the same operation."""
+    second = next(item for item in await one.tree() if item.name == "second")
+    return await one.delete(second.uuid)
+
+
 Scenario = Callable[[World], Coroutine[Any, Any, Operation]]
 SCENARIOS: dict[str, Scenario] = {
     "create": take,
     "create-slowly": take_slowly,
     "revert": go_back,
     "delete": remove,
+    "delete-hidden": remove_sibling,
 }
 
 
@@ -58,6 +65,10 @@ async def prepared(tmp_path: Path, scenario: str) -> AsyncIterator[World]:
         first = await one.snapshot(name="first")
         if scenario == "revert":
             assert (await one.revert(first)).state == "succeeded"
+        if scenario == "delete-hidden":
+            await one.snapshot(name="second")
+            assert (await one.revert(first, undo_point=False)).state == "succeeded"
+            assert (await one.delete(first)).state == "succeeded"
         one.vm.host_files = {"nvram": b"nvram since", "tpm": b"tpm since"}
         one.agent.calls.clear()
         one.db.steps = 0
