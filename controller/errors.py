@@ -8,7 +8,7 @@
     │   ├── OperationNotFound  TokenNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostBusy
+    │   ├── HostExists  HostUrlTaken  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
@@ -94,6 +94,16 @@ class Conflict(Error):
     """The present records forbid the change. Nothing was changed."""
 
     status, code, message = 409, "conflict", "{reason}; nothing was changed"
+
+
+class HostUrlTaken(Conflict):
+    """A host with this URL is enrolled under another name."""
+
+    code, message = (
+        "host-url-taken",
+        "The agent at {url} is enrolled already, as {name}; nothing was changed. Twice, each of its VMs would be in "
+        "conflict with itself",
+    )
 
 
 class HostExists(Conflict):

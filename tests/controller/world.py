@@ -29,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HOST = "kvm1"
-HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.02, poll_s=0.001)
+HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.2, poll_s=0.001)
 
 
 class Breaking(Database):

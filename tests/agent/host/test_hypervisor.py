@@ -197,8 +197,13 @@ async def test_a_listener_that_is_too_slow_is_told(hypervisor: Hypervisor, monke
     monkeypatch.setattr(module, "_EVENT_BACKLOG", 1)
     await hypervisor.domains()
     events = hypervisor.events()
+    delivered: list[DomainEvent] = []
+    hypervisor.on_event(delivered.append)
     for name in ("a", "b", "c"):
         await hypervisor.define(domain_xml(name, uuid4()))
+    async with asyncio.timeout(10):
+        while len(delivered) < 3:
+            await asyncio.sleep(0.01)
 
     async def listen() -> None:
         async for _ in events:

@@ -215,7 +215,9 @@ async def test_dirty_host_files_of_a_vm_that_is_off_are_saved_and_a_conflict_is_
     await one.db.run(operations.page, 1)
     await one.sync()
     assert await codes(one) == []
-    await one.hosts.add(AddHost(name="kvm2", url=str(one.hosts.client(HOST).url), agent_token=TOKEN))
+    await one.hosts.add(
+        AddHost(name="kvm2", url=str(one.hosts.client(HOST).url).replace("127.0.0.1", "localhost"), agent_token=TOKEN)
+    )
     assert "vm-conflict" in await codes(one)
 
 
