@@ -68,11 +68,6 @@ def resolve(text: str) -> UUID:
     return candidates[0].uuid
 
 
-def name_of(uuid: UUID) -> str:
-    """Return its name. Raises VmNotFound."""
-    return _row(uuid).name
-
-
 def host_of(uuid: UUID) -> str:
     """Return the one host that defines it. Raises VmNotFound, VmNowhere, VmConflict."""
     row = _row(uuid)
