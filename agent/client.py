@@ -31,6 +31,7 @@ from agent.wire.base import Page
 from agent.wire.event import HostEvents
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.plan import Plan
 from agent.wire.problem import Problem
 from agent.wire.transaction import Transaction, TransactionRequest
 from agent.wire.upkeep import (
@@ -169,6 +170,17 @@ class AgentClient:
         """Begin a transaction and wait until it is prepared. The same id with the same request answers the same."""
         return await self._json(
             "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
+        )
+
+    async def plan_transaction(self, id: UUID, request: TransactionRequest) -> Plan:
+        """Return what a transaction would do if it were begun now. Nothing begins."""
+        return await self._json(
+            "PUT",
+            f"/v1/transactions/{id}",
+            Plan,
+            body=request,
+            params={"dry_run": "true"},
+            total_s=self._timeouts.work_s,
         )
 
     async def transaction(self, id: UUID) -> Transaction:

@@ -31,7 +31,7 @@ class Hosts:
     def __init__(self, db: Database, timeouts: Timeouts | None = None) -> None:
         self.db = db
         self.follow: Follow | None = None
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._clients: dict[str, AgentClient] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
 
@@ -73,7 +73,7 @@ class Hosts:
         """
         check_url(body.url)
         try:
-            client = AgentClient(body.url, body.agent_token, body.fingerprint, self._timeouts)
+            client = AgentClient(body.url, body.agent_token, body.fingerprint, self.timeouts)
         except ValueError as err:
             reason = "expected a SHA-256 in hexadecimal, with or without colons"
             raise InvalidRequest(where="body.fingerprint", reason=reason) from err
@@ -106,7 +106,7 @@ class Hosts:
 
     async def _connect(self, name: str) -> None:
         end = await self.db.run(hosts.endpoint, name)
-        self._clients[name] = AgentClient(end.url, end.token.reveal(), end.fingerprint, self._timeouts)
+        self._clients[name] = AgentClient(end.url, end.token.reveal(), end.fingerprint, self.timeouts)
 
     async def _unfollow(self, name: str) -> None:
         task = self._followers.pop(name, None)

@@ -68,6 +68,20 @@ class ImageLock:
         self.release()
 
 
+def require_unwritten(target: str, path: Path) -> None:
+    """Raise ``ImageInUse`` where somebody writes to an image, without locking anything; ``StorageFailed``."""
+    try:
+        descriptor = files.open_regular(path)
+        try:
+            written = is_locked(descriptor, _WRITE_USED, 1)
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
+    if written:
+        raise ImageInUse(target=target, path=str(path))
+
+
 def lock_whole(descriptor: int) -> None:
     """Take a write lock on a whole open file, or raise ``BlockingIOError``: it meets swtpm's POSIX lock too."""
     try:

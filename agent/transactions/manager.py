@@ -81,16 +81,16 @@ class Manager:
         directory = limits.state_dir / "journal"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (limits.state_dir / "transactions").mkdir(mode=0o700, exist_ok=True)
-        self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
+        self.tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
-        await asyncio.to_thread(self._tools.journal.prune, self._tools.limits.outcome_retention_s)
-        for entry in await asyncio.to_thread(lambda: list(self._tools.journal.entries())):
-            running = Running(self._tools, entry)
+        await asyncio.to_thread(self.tools.journal.prune, self.tools.limits.outcome_retention_s)
+        for entry in await asyncio.to_thread(lambda: list(self.tools.journal.entries())):
+            running = Running(self.tools, entry)
             running.settled.set()
             self._known[entry.transaction.id] = running
             if entry.ended:
@@ -122,19 +122,16 @@ class Manager:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
             await known.settled.wait()
-            return _outcome(known)
+            return outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
         await self._own(self._prepare(running, request.lease_s))
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
-        for other in self._known.values():
-            if other.request.vm == request.vm and other.transaction.state not in ENDED:
-                seen = other.transaction
-                raise DomainBusy(
-                    name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
-                )
+        other = self.at_work_on(request.vm)
+        if other is not None:
+            raise busy_with(other)
         transaction = Transaction(
             id=id_,
             kind=KINDS[type(request)],
@@ -143,7 +140,7 @@ class Manager:
             started_at=utc_now(),
             snapshot=getattr(request, "snapshot", None),
         )
-        running = Running(self._tools, Entry(request=request, transaction=transaction))
+        running = Running(self.tools, Entry(request=request, transaction=transaction))
         self._known[id_] = running
         return running
 
@@ -158,6 +155,15 @@ class Manager:
             finally:
                 running.settled.set()
                 await self._told(running)
+
+    def find(self, id_: UUID) -> Running | None:
+        """Return a transaction with its request and plan."""
+        return self._known.get(id_)
+
+    def at_work_on(self, vm: UUID) -> Running | None:
+        """Return the transaction of a domain that has not ended."""
+        unfinished = (one for one in self._known.values() if one.transaction.state not in ENDED)
+        return next((one for one in unfinished if one.request.vm == vm), None)
 
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
@@ -175,12 +181,12 @@ class Manager:
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
         running = self._running(id_)
-        data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        data = await _collect(chunks, type_, self.tools.limits.host_file_limit_bytes)
         found = hashlib.sha256(data).hexdigest()
         if announced not in {None, found}:
             raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             await running.receive(type_, data)
             return running.transaction
 
@@ -189,7 +195,7 @@ class Manager:
         running = self._running(id_)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
-        return staging_dir(self._tools.limits, id_) / type_
+        return staging_dir(self.tools.limits, id_) / type_
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
@@ -197,7 +203,7 @@ class Manager:
         async with running.lock:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
-            _require_prepared(running)
+            require_prepared(running)
             if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
                 await running.undo(LeaseExpired(id=id_).problem())
                 await self._told(running)
@@ -248,24 +254,21 @@ class Manager:
         """Count the lease of a prepared transaction anew, for as long as its request asked."""
         running = self._running(id_)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             running.extend_lease(getattr(running.request, "lease_s", DEFAULT_LEASE_S))
             return running.transaction
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        request = HostFileRequest(
-            vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
-        running = self._begin(uuid4(), request)
+        running = self._begin(uuid4(), host_file_request(vm, type_, data))
         await self._own(self._write(running, type_, data, if_match))
-        found, _ = await self._tools.inventory.read_host_file(vm, type_)
+        found, _ = await self.tools.inventory.read_host_file(vm, type_)
         return found
 
     async def _write(self, running: Running, type_: HostFileType, data: bytes, if_match: str | None) -> None:
         await self._prepare(running, DEFAULT_LEASE_S)
         try:
-            await self._check_version(running, type_, if_match)
+            await self.require_version(running.request.vm, type_, if_match)
             async with running.lock:
                 await running.receive(type_, data)
                 await running.commit()
@@ -274,8 +277,9 @@ class Manager:
             raise
         await self._finish(running)
 
-    async def _check_version(self, running: Running, type_: HostFileType, if_match: str | None) -> None:
-        found = await self._tools.inventory.host_files(running.request.vm)
+    async def require_version(self, vm: UUID, type_: HostFileType, if_match: str | None) -> None:
+        """Raise PreconditionFailed where a host file is not the one that the caller saw."""
+        found = await self.tools.inventory.host_files(vm)
         present = {item.type: item.sha256 for item in found.items}.get(type_, "nothing")
         if if_match not in (None, present):
             raise PreconditionFailed(what=f"the {type_}", found=present, expected=if_match)
@@ -309,10 +313,10 @@ class Manager:
 
     async def release(self, vm: UUID) -> Transaction | None:
         """Undo what holds a domain, for an operator. A guard without a transaction is dropped."""
-        for running in self._known.values():
-            if running.request.vm == vm and running.transaction.state not in ENDED:
-                return await self.abort(running.transaction.id)
-        await asyncio.to_thread(self._tools.guards.release, vm)
+        running = self.at_work_on(vm)
+        if running is not None:
+            return await self.abort(running.transaction.id)
+        await asyncio.to_thread(self.tools.guards.release, vm)
         return None
 
     def _running(self, id_: UUID) -> Running:
@@ -341,16 +345,30 @@ class Manager:
         return task
 
 
-def _outcome(running: Running) -> Transaction:
+def busy_with(running: Running) -> DomainBusy:
+    """Return what refuses a second transaction of a domain."""
+    seen = running.transaction
+    return DomainBusy(name=running.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat())
+
+
+def outcome(running: Running) -> Transaction:
+    """Return a transaction as it is. Raises Recorded for one that was aborted."""
     if running.transaction.state == "aborted" and running.transaction.error is not None:
         raise Recorded(running.transaction.error)
     return running.transaction
 
 
-def _require_prepared(running: Running) -> None:
+def require_prepared(running: Running) -> None:
+    """Raise TransactionEnded or Recorded for a transaction that is not waiting for commit."""
     if running.transaction.state != "prepared":
-        _outcome(running)
+        outcome(running)
         raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)
+
+
+def host_file_request(vm: UUID, type_: HostFileType, data: bytes) -> HostFileRequest:
+    """Return the request to replace one host file with these bytes."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return HostFileRequest(vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
 
 
 async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:

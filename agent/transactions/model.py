@@ -227,8 +227,11 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
     def names(self) -> list[str]:
         """List the names of all steps in the order in which they run."""
-        steps: list[AnyStep] = [*flat(self.stage), *self.receive, *flat(self.switch), *flat(self.clean)]
-        return [step.name for step in steps]
+        return [step.name for step in self.steps()]
+
+    def steps(self) -> list[AnyStep]:
+        """List all steps in the order in which they run."""
+        return [*flat(self.stage), *self.receive, *flat(self.switch), *flat(self.clean)]
 
 
 def flat(groups: Iterable[Sequence[AnyStep]]) -> list[AnyStep]:

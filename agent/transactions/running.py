@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import ParamSpec
+from uuid import UUID
 
 import msgspec
 
@@ -53,6 +54,20 @@ class Tools:
     limits: Limits
     checkpoint: Callable[[str], None]
 
+    def work_on(self, vm: UUID, locks: HeldLocks, on_bytes: Callable[[str, int], None]) -> Work:
+        """Return what the steps of one transaction of a domain work with. Its name is not known yet."""
+        return Work(
+            vm=vm,
+            name=str(vm),
+            hypervisor=self.hypervisor,
+            inventory=self.inventory,
+            locks=locks,
+            nvram_dir=self.limits.nvram_dir,
+            swtpm_dir=self.limits.swtpm_dir,
+            host_file_limit_bytes=self.limits.host_file_limit_bytes,
+            on_bytes=on_bytes,
+        )
+
 
 def problem_of(err: BaseException) -> Problem:
     """Render any error for a client; what is unexpected is logged whole and told as nothing but that."""
@@ -82,17 +97,7 @@ class Running:
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PARALLEL_STEPS)
-        self._work = Work(
-            vm=entry.request.vm,
-            name=str(entry.request.vm),
-            hypervisor=tools.hypervisor,
-            inventory=tools.inventory,
-            locks=HeldLocks(),
-            nvram_dir=tools.limits.nvram_dir,
-            swtpm_dir=tools.limits.swtpm_dir,
-            host_file_limit_bytes=tools.limits.host_file_limit_bytes,
-            on_bytes=self._on_bytes,
-        )
+        self._work = tools.work_on(entry.request.vm, HeldLocks(), self._on_bytes)
 
     @property
     def name(self) -> str:
@@ -137,12 +142,16 @@ class Running:
 
     async def commit(self) -> None:
         """Decide, then switch. Raises HostFileNotUploaded with nothing changed; otherwise as ``finish``."""
-        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
-        if awaited:
-            raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
+        await self.require_uploaded()
         await self._record(records.Commit())
         self._switching = True
         self._update(state="committing", lease_expires_at=None)
+
+    async def require_uploaded(self) -> None:
+        """Raise HostFileNotUploaded while a host file is awaited."""
+        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
+        if awaited:
+            raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
 
     async def finish(self) -> None:
         """Do what the commit record promises, or what is left of it.
@@ -178,12 +187,17 @@ class Running:
         for group in self.plan.switch:
             await self._run(group)
 
+    @property
+    def can_withdraw(self) -> bool:
+        """Whether this is a deletion that was committed and can still be stopped."""
+        return isinstance(self.request, DeleteRequest) and not self._final
+
     def withdraw(self, problem: Problem) -> None:
         """Stop a deletion that was committed, as long as it only rebases: a child is whole on either file.
 
         Once a frozen file is set aside or written to, the deletion goes on to its end and this has no effect.
         """
-        if isinstance(self.request, DeleteRequest) and self.transaction.state == "committing" and not self._final:
+        if self.can_withdraw and self.transaction.state == "committing":
             self.withdrawn = problem
             for task in self._merging:
                 task.cancel()
@@ -237,15 +251,19 @@ class Running:
         """
         self.stuck = True
         self._update(state="aborting", error=problem, lease_expires_at=None)
-        done = [*flat(self.plan.stage), *self.plan.receive, *(flat(self.plan.switch) if self._switching else [])]
         try:
-            for step in reversed(done):
+            for step in self.to_undo():
                 await self._at(f"undo {step.name}", steps.undo, step, self._work)
             staging = staging_dir(self._tools.limits, self.transaction.id)
             await asyncio.to_thread(files.remove_tree, staging)
             await self._end("aborted", problem)
         except Error as err:
             log.warning("undo-waits transaction=%s reason=%s", self.transaction.id, err)
+
+    def to_undo(self) -> list[AnyStep]:
+        """List the steps that undoing goes through, last first."""
+        done = [*flat(self.plan.stage), *self.plan.receive, *(flat(self.plan.switch) if self._switching else [])]
+        return done[::-1]
 
     async def _end(self, state: str, problem: Problem | None) -> None:
         """Write down that nothing is left to do, and only then let the domain start again."""

@@ -15,7 +15,16 @@ from agent.web.errors import InternalError
 from agent.wire.problem import Problem
 from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
-from controller.cli.session import JsonOption, NoWaitOption, Options, TokenFileOption, UrlOption, command, print_json
+from controller.cli.session import (
+    DryRunOption,
+    JsonOption,
+    NoWaitOption,
+    Options,
+    TokenFileOption,
+    UrlOption,
+    command,
+    print_json,
+)
 
 NAME = "coldframe"
 
@@ -42,6 +51,7 @@ def common(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     no_wait: NoWaitOption = False,
+    dry_run: DryRunOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -50,7 +60,7 @@ def common(
 
     Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable.
     """
-    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait)
+    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait, dry_run)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,12 +4,15 @@ All or nothing: an owner gets a whole new set, or keeps the one it has. A VM tha
 while it runs its files could be torn, so the copy from when it last stopped is taken, and the result says so.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from agent.wire.backup_file import BackupFile
 from agent.wire.base import Request
 from agent.wire.host_file import FORMATS, HOST_FILE_TYPES, HostFileType
+from agent.wire.plan import Plan, planned
 from controller.errors import HostFilesMissing
 from controller.operations import sync
 from controller.operations.job import Job
@@ -24,30 +27,55 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 async def run(job: Job) -> dict[str, Any]:
     """Read, then replace each owner's set in one transaction. Raises HostFilesMissing."""
-    wanted = job.wanted(Wanted)
     await job.step("read host files")
+    found = await _find(job)
+    await job.step("replace the owners' copies")
+    made = await _replace(job, found)
+    return {
+        "vm": str(job.vm),
+        "backup_files": [str(file.uuid) for files in made.values() for file in files],
+        "owners": {str(owner): [str(file.uuid) for file in files] for owner, files in made.items()},
+        "source": "host" if found.reason is None else "last-sync",
+        "as_of": found.as_of,
+        "reason": found.reason,
+    }
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: look, and take back what that would write."""
+    found = await _find(job)
+    await _replace(job, found)
+    notes = [f"the copies from {found.as_of} would be taken: {found.reason}"] if found.reason else []
+    return planned(job.row.operation.kind, [], [], notes=notes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One copy of each type that the VM has; ``reason`` says why they are those of ``as_of``."""
+
+    copies: dict[HostFileType, str]
+    as_of: datetime | None
+    reason: str | None
+
+
+async def _find(job: Job) -> _Found:
     synced = await sync.look(job)
     expected = sync.expected_of(synced.facts)
     copies, as_of = dict(synced.held), None
     if synced.skipped is not None:
         copies, as_of = await _last_copies(job)
     _require(job, expected, copies, synced.failed)
-    await job.step("replace the owners' copies")
-    made = await job.db.run(
+    return _Found({one: copies[one] for one in expected}, as_of, synced.skipped)
+
+
+async def _replace(job: Job, found: _Found) -> dict[UUID, list[BackupFile]]:
+    return await job.db.run(
         backup_files.replace_many,
         "external",
-        wanted.owners,
-        {one: (copies[one], FORMATS[one]) for one in expected},
-        absent=[one for one in HOST_FILE_TYPES if one not in expected],
+        job.wanted(Wanted).owners,
+        {one: (sha256, FORMATS[one]) for one, sha256 in found.copies.items()},
+        absent=[one for one in HOST_FILE_TYPES if one not in found.copies],
     )
-    return {
-        "vm": str(job.vm),
-        "backup_files": [str(file.uuid) for files in made.values() for file in files],
-        "owners": {str(owner): [str(file.uuid) for file in files] for owner, files in made.items()},
-        "source": "host" if synced.skipped is None else "last-sync",
-        "as_of": as_of,
-        "reason": synced.skipped,
-    }
 
 
 async def _last_copies(job: Job) -> tuple[dict[HostFileType, str], datetime | None]:

@@ -9,8 +9,11 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from agent.wire.base import Request
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.snapshot import Completeness
 from agent.wire.transaction import HostFilesPolicy, SnapshotRequest, Transaction
 from controller.db import write
@@ -40,6 +43,16 @@ async def run(job: Job) -> dict[str, Any]:
         await leftovers.settle(job)
         result = await _take(job, job.wanted(Wanted))
     return {**result, "remarks": await sync.refreshed(job)}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do, and the record of it."""
+    wanted = job.wanted(Wanted)
+    end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=wanted.uuid or job.id_for("snapshot"))
+    told = await transaction.plan(job, end.transaction, _request(job, wanted, end))
+    name = wanted.name or "of this moment"
+    record = PlannedStep(action="add", name=f"add snapshot {name} with the host files that were captured")
+    return msgspec.structs.replace(told, steps=[*told.steps, record])
 
 
 async def _take(job: Job, wanted: Wanted) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class FakeAgent(FakeHost):
                 return problem(known.view.error)
             return answer(known.view)
         vm = self.find_vm(wanted.vm)
+        if request.query.get("dry_run") == "true":
+            return answer(self.foresee(key, vm, wanted))
         self.check_free(vm)
         self.transactions[key] = self.prepare(key, vm, wanted)
         return answer(self.transactions[key].view)
@@ -246,7 +248,8 @@ def problem(told: Problem) -> web.Response:
 
 def _call_name(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    return f"{request.method} {resource.canonical if resource is not None else request.path}"
+    dry_run = "?dry_run" if request.query.get("dry_run") == "true" else ""
+    return f"{request.method} {resource.canonical if resource is not None else request.path}{dry_run}"
 
 
 def _cut(request: web.Request) -> web.Response:
