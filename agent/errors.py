@@ -10,13 +10,12 @@
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
     │   ├── DomainBusy               another transaction holds the guard
-    │   ├── DomainUnreadable
+    │   ├── DomainUnreadable  DomainExists  DomainNameRefused
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
     │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared  HostFileInUse
-    │   ├── HostFileUnsupported
-    │   ├── SnapshotHasChildren
+    │   ├── HostFileUnsupported  SnapshotHasChildren
     │   └── TransactionMismatch  TransactionEnded  LeaseExpired  AgentRestarted
     ├── Recorded                     as recorded
     ├── HashMismatch                 422
@@ -122,6 +121,18 @@ class DomainUnreadable(Refused):
     """The domain's definition is not one that can be worked with."""
 
     code, message = "domain-unreadable", "Domain {name} cannot be worked with: {reason}; nothing was touched"
+
+
+class DomainExists(Refused):
+    """The name or UUID of a domain that is to be made is taken."""
+
+    code, message = "domain-exists", "This host defines {name} ({vm}) already; nothing was touched. Choose another name"
+
+
+class DomainNameRefused(Refused):
+    """A domain cannot have this name."""
+
+    code, message = "domain-name-refused", "A domain cannot be called {name!r}: {reason}; nothing was touched"
 
 
 class DiskUnsupported(Refused):

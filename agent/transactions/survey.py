@@ -21,8 +21,8 @@ from agent.host import dependents, files, images
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.limits import Limits
-from agent.transactions.journal import AnyRequest
-from agent.transactions.model import CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
+from agent.transactions.journal import DomainRequest
+from agent.transactions.model import ConvertImage, CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
 from agent.transactions.plan import plan_delete, plan_host_file, plan_revert, plan_snapshot
 from agent.transactions.steps import Work
 from agent.wire.host_file import HostFiles, HostFileType
@@ -59,7 +59,7 @@ class Surveyor:
     """One look around for one transaction."""
 
     transaction: UUID
-    request: AnyRequest
+    request: DomainRequest
     work: Work
     limits: Limits
 
@@ -76,7 +76,7 @@ class Surveyor:
         disks = await asyncio.to_thread(self._read_disks, domain)
         host_files = await self._host_files(domain)
         plan = await asyncio.to_thread(self._plan, domain, disks, host_files)
-        await asyncio.to_thread(_require_free_names, plan)
+        await asyncio.to_thread(require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
@@ -194,10 +194,10 @@ class Surveyor:
         return images.read_chain(target, Path(path), "qcow2", self.limits.allowed_image_dirs, images.ANY_DEPTH)[0]
 
 
-def _require_free_names(plan: Plan) -> None:
+def require_free_names(plan: Plan) -> None:
     """Hold that what will be made is not there yet, so that undoing the plan can only remove what it made."""
     for step in flat([*plan.stage, plan.receive]):
-        path = Path(step.path if isinstance(step, CreateOverlay) else getattr(step, "staged", ""))
+        path = Path(step.path if isinstance(step, CreateOverlay | ConvertImage) else getattr(step, "staged", ""))
         if path.is_symlink() or path.exists():
             raise ImageRefused(target=step.name, path=str(path), reason="the name is taken already")
 
