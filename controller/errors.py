@@ -9,7 +9,7 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -139,6 +139,19 @@ class VmBusy(Conflict):
 
     code = "vm-busy"
     message = "VM {vm} has {count} operation(s) that have not ended; nothing was changed. Wait for them or cancel them"
+
+
+class VmExists(Conflict):
+    """The UUID given for a clone belongs to another VM."""
+
+    code, message = "vm-exists", "VM {name} has the UUID {vm}; nothing was changed. Use a new UUID"
+
+
+class ClonesFailed(Conflict):
+    """Some of several clones could not be made. ``clones`` names those that were, ``failed`` the others."""
+
+    code = "clones-failed"
+    message = "{count} of {total} clones could not be made: {reasons}. Of these nothing is left, the others stand"
 
 
 class SnapshotExists(Conflict):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from controller.operations import (
     backup_host_files,
+    clone,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -16,7 +17,9 @@ KINDS: Mapping[str, Run] = {
     "snapshot-create": snapshot_create.run,
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
+    "snapshot-clone": clone.run,
     "snapshot-ungroup": ungroup.run,
+    "vm-clone": clone.run_of_vm,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

@@ -15,12 +15,14 @@ from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFil
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
+    CloneRequest,
     DeleteRequest,
     FrozenFile,
     RevertRequest,
     SnapshotRequest,
     Transaction,
     TransactionRequest,
+    TransactionState,
     VolumeOutcome,
 )
 from agent.wire.vm import Disk, HostVm, Image, VmState
@@ -85,6 +87,8 @@ class FakeHost:
         self.undeletable: set[str] = set()
         self.piecemeal = False
         self.linger = 0
+        self.uncloneable: set[str] = set()
+        self.copying = False
         self.changed = asyncio.Event()
 
     def add_vm(self, name: str = "win11", disks: tuple[str, ...] = ("vda", "vdb"), **changes: Any) -> FakeVm:
@@ -143,11 +147,12 @@ class FakeHost:
                 raise Refusal(409, "domain-busy", name=vm.name)
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
+        """Begin a transaction; ``vm`` is the source of a clone."""
         now = utc_now()
         view = Transaction(
             id=id,
             kind=KINDS[type(wanted)],
-            vm=vm.uuid,
+            vm=wanted.vm,
             snapshot=wanted.snapshot,
             state="prepared",
             started_at=now,
@@ -158,6 +163,8 @@ class FakeHost:
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
             return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, CloneRequest):
+            return self._prepare_clone(wanted, view)
         for volume in wanted.volumes:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
@@ -201,6 +208,40 @@ class FakeHost:
         )
         return Running(wanted, view, captured)
 
+    def _prepare_clone(self, wanted: CloneRequest, view: Transaction) -> Running:
+        for vm in self.vms.values():
+            if wanted.name == vm.name or wanted.vm == vm.uuid:
+                raise Refusal(409, "domain-exists", name=vm.name)
+        if wanted.name in self.uncloneable:
+            raise Refusal(409, "no-space", name=wanted.name)
+        held = {ref.type for ref in wanted.host_files}
+        types: list[HostFileType] = ["nvram"] if wanted.tpm == "reset" else ["nvram", "tpm"]
+        needed = [kind for kind in types if kind in self.vms[wanted.source].expected]
+        if missing := [kind for kind in needed if kind not in held]:
+            raise Refusal(409, "host-file-missing", type=missing[0])
+        for volume in wanted.volumes:
+            if volume.path not in self.files or self.fingerprint(volume.path) != volume.fingerprint:
+                raise Refusal(409, "frozen-file-altered", target=volume.target, path=volume.path)
+        volumes = [self._frozen(view.id, one.target, one.path) for one in wanted.volumes]
+        state: TransactionState = "preparing" if wanted.mode == "full" and self.copying else "prepared"
+        return Running(wanted, msgspec.structs.replace(view, state=state, volumes=volumes, expected=needed))
+
+    def _make_clone(self, running: Running, wanted: CloneRequest) -> None:
+        if waiting := {*running.view.expected} - set(running.uploaded):
+            raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        made = FakeVm(
+            uuid=wanted.vm,
+            name=wanted.name,
+            tops={},
+            host_files=dict(running.uploaded),
+            expected=self.vms[wanted.source].expected,
+        )
+        self.vms[wanted.vm] = made
+        for volume in running.view.volumes:
+            self._overlay(made, volume.target, volume.overlay, volume.path)
+            if wanted.mode == "full":
+                self.files[volume.overlay] = FakeFile(backing=None)
+
     def _capture(self, vm: FakeVm, policy: str) -> dict[HostFileType, bytes]:
         if policy == "none":
             return {}
@@ -211,7 +252,10 @@ class FakeHost:
     def missing(self, vm: FakeVm) -> list[MissingHostFile]:
         return [
             MissingHostFile(
-                type=kind, path=f"/host/{kind}", code="host-file-damaged", reason=vm.broken.get(kind, "it is gone")
+                type=kind,
+                path=f"/host/{kind}",
+                code="host-file-damaged" if kind in vm.broken else "host-file-missing",
+                reason=vm.broken.get(kind, "it is gone"),
             )
             for kind in vm.expected
             if kind in vm.broken or kind not in vm.host_files
@@ -237,12 +281,14 @@ class FakeHost:
         return [name for name, file in self.files.items() if file.backing == path]
 
     def switch(self, running: Running) -> None:
-        vm, view = self.vms[running.view.vm], running.view
+        view = running.view
         if isinstance(running.request, SnapshotRequest):
             for volume in view.volumes:
-                self._overlay(vm, volume.target, volume.overlay, volume.path)
+                self._overlay(self.vms[view.vm], volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
-            self._put_back(vm, running, running.request)
+            self._put_back(self.vms[view.vm], running, running.request)
+        elif isinstance(running.request, CloneRequest):
+            self._make_clone(running, running.request)
         else:
             outcomes = self._merge_all(running.request)
             view = msgspec.structs.replace(view, outcomes=outcomes, done_bytes=SIZE, total_bytes=SIZE)
@@ -332,10 +378,11 @@ class FakeHost:
         )
 
 
-KINDS: dict[type, Literal["snapshot", "revert", "delete"]] = {
+KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
+    CloneRequest: "clone",
 }
 
 
