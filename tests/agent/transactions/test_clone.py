@@ -15,6 +15,7 @@ from agent.errors import (
     DomainNameRefused,
     FrozenFileAltered,
     HostFileMissing,
+    HostFileNotUploaded,
     HypervisorRefused,
     NoSpace,
     Released,
@@ -208,3 +209,62 @@ async def test_long_copy_is_answered_early_shows_bytes_and_can_be_broken_off(
     assert error.code == Released.code
     assert manager.get(id_).state in ENDED
     assert rig.files() == before
+
+
+async def prepared(rig: Rig, manager: Manager) -> UUID:
+    """Bring a clone to the moment before its commit."""
+    taken, host_files = await story.snapshot(manager)
+    id_ = uuid4()
+    await manager.put(id_, story.clone_request(taken, host_files))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, story.chunks(data))
+    return id_
+
+
+@pytest.mark.case("C5")
+async def test_domain_that_libvirt_defined_and_complained_about_is_undefined_again(
+    rig: Rig, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, host_files = await story.snapshot(manager)
+    before, real = rig.files(), rig.hypervisor.define
+
+    async def complain(xml: str) -> UUID:
+        await real(xml)
+        raise HypervisorRefused(call="define", reason="the answer was lost")
+
+    monkeypatch.setattr(rig.hypervisor, "define", complain)  # libvirt's answer is what is played here
+    with pytest.raises(HypervisorRefused):
+        await story.clone(manager, story.clone_request(taken, host_files), host_files)
+    assert rig.files() == before
+
+
+async def test_domain_of_somebody_else_with_the_clones_uuid_is_neither_changed_nor_undefined(
+    rig: Rig, manager: Manager
+) -> None:
+    id_ = await prepared(rig, manager)
+    foreign = f"<domain type='qemu'><name>theirs</name><uuid>{CLONE}</uuid><os><type>hvm</type></os></domain>"
+    await rig.hypervisor.define(foreign)
+    with pytest.raises(DomainExists, match="theirs"):
+        await manager.commit(id_)
+    assert (rig.hypervisor.directory / f"{CLONE}.xml").read_text() == foreign
+    assert not [path for path in rig.files() if "copy of win11" in path or f"{CLONE}_VARS" in path]
+
+
+async def test_file_that_took_the_nvrams_name_in_between_is_left_alone(rig: Rig, manager: Manager) -> None:
+    id_ = await prepared(rig, manager)
+    taken_name = rig.nvram.parent / f"{CLONE}_VARS.fd"
+    taken_name.write_bytes(b"somebody's")
+    with pytest.raises(StorageFailed, match="taken its name"):
+        await manager.commit(id_)
+    assert taken_name.read_bytes() == b"somebody's"
+    assert not (rig.hypervisor.directory / f"{CLONE}.xml").exists()
+
+
+async def test_commit_waits_for_every_host_file(rig: Rig, manager: Manager) -> None:
+    taken, host_files = await story.snapshot(manager)
+    id_ = uuid4()
+    await manager.put(id_, story.clone_request(taken, host_files))
+    with pytest.raises(HostFileNotUploaded, match="nvram, tpm"):
+        await manager.commit(id_)
+    await manager.abort(id_)
+    assert not [path for path in rig.files() if "copy of win11" in path]
