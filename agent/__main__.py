@@ -4,41 +4,45 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from agent import app as agent_app
 from agent import checks, config, operate
 from agent.facts import VERSION
 from agent.web import log
-from agent.web.errors import Error
+from agent.web.errors import Error, SettingsError
 from agent.web.flags import with_flags
 from agent.web.settings import Loaded, show
 from agent.wire.transaction import Transaction
 
 T = TypeVar("T")
+FAILED, USAGE = 1, 2
 Flags = dict[str, str | None]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else")]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID")]
 
 cli = typer.Typer(
     name="coldframe-agent",
-    help="Coldframe's agent: one daemon on each KVM host.",
+    help=(
+        "Coldframe's agent: one daemon on each KVM host.\n\n"
+        "Exit status: 0 done, 1 failed, 2 wrong command line or settings."
+    ),
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
 def main() -> None:
-    """Run the command. Exits 0, 1 on an error, 2 on wrong usage."""
+    """Run the command. Exits 0, 1 on an error, 2 on a wrong command line or wrong settings."""
     cli()
 
 
@@ -89,7 +93,7 @@ def transactions(config: Path | None, flags: Flags, as_json: AsJson = False) -> 
     if as_json:
         _print_json({"items": found, "next": None})
     else:
-        Console().print(_table(found))
+        typer.echo("\n".join(transaction_lines(found)))
 
 
 @cli.command()
@@ -111,7 +115,7 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[config.Config]:
     try:
         return config.load(file, os.environ, flags)
     except Error as err:
-        _fail(str(err))
+        _fail(str(err), USAGE if isinstance(err, SettingsError) else FAILED)
 
 
 def _refuse_foreign_package() -> None:
@@ -129,28 +133,32 @@ def _run(work: Awaitable[T]) -> T:
     try:
         return asyncio.run(run())
     except Error as err:
-        _fail(str(err))
+        _fail(str(err), USAGE if isinstance(err, SettingsError) else FAILED)
 
 
-def _fail(reason: str) -> NoReturn:
+def _fail(reason: str, status: int = FAILED) -> NoReturn:
     typer.echo(f"coldframe-agent: {reason}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(status)
 
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
-def _table(found: list[Transaction]) -> Table:
-    table = Table("id", "kind", "vm", "state", "started", "lease or end", "error", box=None, pad_edge=False)
+def transaction_lines(found: list[Transaction]) -> Iterator[str]:
+    """Yield aligned lines, never cut: the ids are what one needs next, and a terminal can wrap."""
+    rows = [("id", "kind", "vm", "state", "started", "lease or end", "error")]
     for one in found:
         until = one.ended_at or one.lease_expires_at
-        table.add_row(
-            *(str(one.id), one.kind, str(one.vm), one.state, f"{one.started_at:%Y-%m-%d %H:%M:%S}"),
-            "" if until is None else f"{until:%Y-%m-%d %H:%M:%S}",
-            "" if one.error is None else one.error.code,
-        )
-    return table
+        error = "" if one.error is None else one.error.code
+        rows.append((str(one.id), one.kind, str(one.vm), one.state, _when(one.started_at), _when(until), error))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _when(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 if __name__ == "__main__":

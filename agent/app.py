@@ -13,6 +13,7 @@ from agent.api.events import EventRoutes
 from agent.api.host import HostRoutes
 from agent.api.host_files import HostFileRoutes
 from agent.api.transactions import TransactionRoutes
+from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
 from agent.background import Background
 from agent.config import Config
@@ -28,6 +29,7 @@ from agent.state_dir import claimed
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager, no_checkpoint
+from agent.upkeep import Upkeep
 from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
 from agent.web.auth import Secret, first_of, one_secret, read_secret_file, root_on_unix_socket
@@ -49,6 +51,7 @@ class Agent:
     manager: Manager
     watchers: Watchers
     facts: Facts
+    upkeep: Upkeep
 
 
 def limits_of(config: Config) -> Limits:
@@ -94,7 +97,8 @@ def assemble(
         hook_grace_s=hook_grace_s,
     )
     facts = Facts(hypervisor, network, config.hook_file)
-    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts)
+    upkeep = Upkeep(inventory, manager, guards, limits)
+    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep)
 
 
 def application_of(agent: Agent, config: Config, secret: Secret) -> web.Application:
@@ -106,6 +110,7 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *HostFileRoutes(agent.inventory, agent.manager, limit).routes(),
         *TransactionRoutes(agent.manager, limit).routes(),
         *EventRoutes(agent.event_log).routes(),
+        *UpkeepRoutes(agent.upkeep).routes(),
     ]
     return application.build(
         routes,

@@ -14,8 +14,9 @@ well before); a long poll has its own ``wait_s`` plus ``read_s``.
 import asyncio
 import hashlib
 import io
+import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -23,6 +24,7 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
+from aiohttp.client_exceptions import UnixClientConnectorError
 
 from agent.web.errors import Error
 from agent.wire.base import Page
@@ -31,6 +33,14 @@ from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import Transaction, TransactionRequest
+from agent.wire.upkeep import (
+    CheckedImages,
+    CheckImages,
+    ImageState,
+    Leftovers,
+    RemovedLeftovers,
+    RemoveLeftovers,
+)
 from agent.wire.vm import Disk, HostVm
 
 T = TypeVar("T")
@@ -202,6 +212,25 @@ class AgentClient:
         """Let the domain's next start through although a host file is missing or empty."""
         return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)
 
+    async def check_images(
+        self, paths: Sequence[str], *, deep: bool = False, timeout_s: float = 60.0
+    ) -> list[ImageState]:
+        """Return how image files are, at most PATHS_LIMIT of them; ``timeout_s`` bounds the agent's work."""
+        body = CheckImages(paths=list(paths), deep=deep, timeout_s=timeout_s)
+        total_s = timeout_s + self._timeouts.read_s
+        return (await self._json("POST", "/v1/images/check", CheckedImages, body=body, total_s=total_s)).items
+
+    async def leftovers(self) -> Leftovers:
+        """Return the files that are named as Coldframe's own."""
+        return await self._get("/v1/leftovers", Leftovers)
+
+    async def remove_leftovers(self, paths: Sequence[str]) -> list[str]:
+        """Remove what ended transactions left staged; return what went."""
+        body = RemoveLeftovers(paths=list(paths))
+        return (
+            await self._json("POST", "/v1/leftovers/remove", RemovedLeftovers, body=body, total_s=self._timeouts.work_s)
+        ).removed
+
     async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
         """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""
         params = {"after": str(after), "wait": str(wait_s)}
@@ -285,7 +314,7 @@ class AgentClient:
         except TimeoutError as err:
             raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:
-            raise AgentUnreachable(url=self.url, reason=str(err) or type(err).__name__) from err
+            raise AgentUnreachable(url=self.url, reason=_reason(err)) from err
 
     def _open(self) -> aiohttp.ClientSession:
         """Return the session, made at the first call: it belongs to the loop that runs then."""
@@ -316,6 +345,16 @@ class AgentClient:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise AgentUnreachable(url=self.url, reason=f"the answer cannot be read: {err}") from err
+
+
+def _reason(err: Exception) -> str:
+    """Say why there was no answer; aiohttp's own text for a failed connection speaks of TLS where there is none."""
+    if isinstance(err, aiohttp.ClientSSLError) or not isinstance(err, aiohttp.ClientConnectorError):
+        return str(err) or type(err).__name__
+    where = err.path if isinstance(err, UnixClientConnectorError) else f"{err.host}:{err.port}"
+    number = err.os_error.errno or 0
+    # getaddrinfo's own numbers are negative; asyncio's text for a refused connection names the address once more.
+    return f"{where}: {os.strerror(number) if number > 0 else err.os_error.strerror or err.os_error}"
 
 
 def _sha256(data: bytes) -> str:

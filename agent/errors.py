@@ -214,7 +214,10 @@ class HostFileMissing(Refused):
     """A host file that the domain should have is absent or empty."""
 
     code = "host-file-missing"
-    message = "Domain {name}: its {type} at {path} cannot be used: {reason}; nothing was touched"
+    message = (
+        "Domain {name}: its {type} at {path} cannot be used: {reason}; nothing was touched. A VM that never ran has "
+        "none yet: start it once and shut it down. Else restore it, or ask for best-effort or no host files"
+    )
 
 
 class HostFileDamaged(Refused):

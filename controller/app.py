@@ -24,6 +24,7 @@ from controller.api.health import HealthRoutes
 from controller.api.hosts import HostRoutes
 from controller.api.operations import OperationRoutes
 from controller.api.snapshots import SnapshotRoutes
+from controller.api.upkeep import DoctorRoutes, VerifyRoutes
 from controller.api.vms import VmRoutes
 from controller.auth import authenticator
 from controller.config import Config
@@ -53,6 +54,8 @@ def make_app(
         *VmRoutes(db).routes(),
         *SnapshotRoutes(db).routes(),
         *ActionRoutes(engine).routes(),
+        *VerifyRoutes(engine).routes(),
+        *DoctorRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
         *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,8 +25,10 @@ T = TypeVar("T")
 NAME = "coldframe-controller"
 FAILED, USAGE = 1, 2
 
-app = typer.Typer(name=NAME, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-token = typer.Typer(help="API tokens, without the daemon.")
+app = typer.Typer(
+    name=NAME, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+)
+token = typer.Typer(help="API tokens, without the daemon.", no_args_is_help=True)
 app.add_typer(token, name="token")
 
 Flags = dict[str, str | None]
@@ -35,9 +38,23 @@ def _load(file: Path | None, flags: Flags) -> settings.Loaded[config.Config]:
     return config.load(file, os.environ, flags)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{NAME} {metadata.version('coldframe')}")
+        raise typer.Exit
+
+
 @app.callback()
-def common() -> None:
-    """Coldframe's controller: records, orchestration and the API of all hosts."""
+def common(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Coldframe's controller: records, orchestration and the API of all hosts.
+
+    Exit status: 0 done, 1 failed, 2 wrong command line or settings.
+    """
 
 
 @app.command()
@@ -70,6 +87,8 @@ def check(config: Path | None, flags: Flags) -> None:
         tls_context(found.tls)
     if found.database.startswith("sqlite:///"):
         place = Path(found.database.removeprefix("sqlite:///")).absolute()
+        if not place.parent.is_dir():
+            raise SettingsError(where="database", reason=f"there is no directory {place.parent}; see: make install")
         if not os.access(place if place.exists() else place.parent, os.W_OK):
             raise SettingsError(where="database", reason=f"{place} cannot be written by this user")
     typer.echo("The settings can be used")
@@ -126,6 +145,16 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"Error: {err}\n")
         return USAGE if isinstance(err, SettingsError) else FAILED
     except TyperException as err:
-        sys.stderr.write(f"Error: {err.format_message()}\nSee: {NAME} --help\n")
+        _tell_usage(err)
         return USAGE
     return status if isinstance(status, int) else 0
+
+
+def _tell_usage(err: TyperException) -> None:
+    """Say what was wrong with the command line; a command that is not complete shows its help."""
+    message = err.format_message()
+    if message.startswith("Usage:"):
+        sys.stderr.write(f"{message}\n")
+    else:
+        context = getattr(err, "ctx", None)
+        sys.stderr.write(f"Error: {message}\nSee: {context.command_path if context else NAME} --help\n")

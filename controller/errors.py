@@ -8,9 +8,9 @@
     │   ├── OperationNotFound  TokenNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostBusy
+    │   ├── HostExists  HostUrlTaken  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
-    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotHasChildren  SnapshotPartlyDeleted
+    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
     │   └── TokenExists
@@ -96,6 +96,16 @@ class Conflict(Error):
     status, code, message = 409, "conflict", "{reason}; nothing was changed"
 
 
+class HostUrlTaken(Conflict):
+    """A host with this URL is enrolled under another name."""
+
+    code, message = (
+        "host-url-taken",
+        "The agent at {url} is enrolled already, as {name}; nothing was changed. Twice, each of its VMs would be in "
+        "conflict with itself",
+    )
+
+
 class HostExists(Conflict):
     """A host of this name is enrolled already."""
 
@@ -124,7 +134,10 @@ class VmConflict(Conflict):
     """Several hosts define this VM, so its disks could be written from two sides."""
 
     code = "vm-conflict"
-    message = "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one"
+    message = (
+        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one; where "
+        "these are two names of one host, take one out instead: coldframe host remove"
+    )
 
 
 class VmNowhere(Conflict):
@@ -174,13 +187,13 @@ class SnapshotProtected(Conflict):
     message = "Snapshot {snapshot} is protected; nothing was changed. Take the protection off first"
 
 
-class SnapshotHasChildren(Conflict):
-    """More stands on the snapshot than this version can merge."""
+class FrozenFileHeld(Conflict):
+    """Two snapshots hold one file: the VM was put back on a frozen file by hand, and then another was taken."""
 
-    code = "snapshot-has-children"
+    code = "frozen-file-held"
     message = (
-        "Disk {target} of snapshot {snapshot} carries {count} files ({children}), and only one can be merged; "
-        "nothing was changed. Delete all but one of the snapshots that stand on it first"
+        "Disk {target} of snapshot {snapshot} is the file {path}, which snapshot {other} holds too; "
+        "nothing was changed. It cannot be merged away while both are there"
     )
 
 
@@ -189,8 +202,8 @@ class SnapshotPartlyDeleted(Conflict):
 
     code = "snapshot-partly-deleted"
     message = (
-        "Disk(s) {targets} of snapshot {snapshot} are gone, by a deletion that has not finished; nothing was changed. "
-        "Repeat the deletion, or revert the other disks by name"
+        "Disk(s) {targets} of snapshot {snapshot} are gone or written to, by a deletion that has not finished; "
+        "nothing was changed. Repeat the deletion, or revert the other disks by name"
     )
 
 
@@ -301,7 +314,7 @@ class HostFilesMissing(Error):
     """Some of the VM's host files cannot be had, so there is no whole set to keep."""
 
     status, code = 409, "host-files-missing"
-    message = "The {types} of VM {vm} cannot be had: {reason}; nothing was replaced. Restore or repair it first"
+    message = "No backup of VM {vm} was made, and no older one replaced: its {types} cannot be had. {reason}"
 
 
 class DisksNotDeleted(Error):

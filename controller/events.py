@@ -120,7 +120,7 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
         hosts.seen(host, facts, at)
         vms.record_inventory(host, found, at)
         waiting = {*groups.unsettled_vms(host), *clones.unsettled_vms(host)}
-        unsettled = [vm for vm in sorted(waiting) if operations.open_count(vm=vm) == 0]
+        unsettled = [vm for vm in sorted(waiting) if operations.open_count(vm=vm, parked=False) == 0]
         for vm in unsettled:
             operations.enqueue("vm-sync", vm, host, {})
     return len(unsettled)

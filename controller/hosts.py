@@ -67,9 +67,9 @@ class Hosts:
             await self._unfollow(name)
 
     async def add(self, body: wire.AddHost) -> wire.Host:
-        """Enroll a host whose agent answers to this URL and token.
+        """Enrol a host whose agent answers to this URL and token.
 
-        Raises InvalidRequest, HostExists, HostUnreachable, AgentRefusedToken; nothing is recorded then.
+        Raises InvalidRequest, HostExists, HostUrlTaken, HostUnreachable, AgentRefusedToken; nothing is recorded then.
         """
         check_url(body.url)
         try:
@@ -116,7 +116,7 @@ class Hosts:
 
 
 def _enroll(body: wire.AddHost, facts: HostFacts, found: list[HostVm], at: datetime) -> None:
-    """Record a host with what it showed, all in one transaction. Raises HostExists."""
+    """Record a host with what it showed, all in one transaction. Raises HostExists, HostUrlTaken."""
     with write():
         hosts.add(body.name, body.url, body.agent_token, body.fingerprint)
         hosts.seen(body.name, facts, at)

@@ -205,11 +205,14 @@ Snapshot.add_index(Snapshot.vm, unique=True, where=(Snapshot.current == True), n
 
 
 class VolumeSnapshot(Record):
-    """One disk's frozen file. ``merged``: its file is gone, by a deletion that has not finished its other disks."""
+    """One disk's frozen file. ``merged``: it is gone, by a deletion that has not finished its other disks; ``altered``:
+    one has begun to write to it; ``hidden``: its snapshot is gone, but other files stand on it."""
 
     id = AutoField()
-    snapshot_id: UUID
-    snapshot = ForeignKeyField(Snapshot, on_delete="CASCADE", backref="volumes")
+    snapshot_id: UUID | None
+    snapshot = ForeignKeyField(Snapshot, null=True, on_delete="CASCADE", backref="volumes")
+    vm_id: UUID
+    vm = ForeignKeyField(Vm, on_delete="RESTRICT", backref="volumes")
     target: Field[str] = TextField()
     host: Field[str] = TextField()
     path: Field[str] = TextField(index=True)
@@ -220,9 +223,10 @@ class VolumeSnapshot(Record):
     fingerprint: Field[str] = TextField(default="")
     hidden: Field[bool] = BooleanField(default=False)
     merged: Field[bool] = BooleanField(default=False)
+    altered: Field[bool] = BooleanField(default=False)
 
     class Meta:
-        """Name the table; one file per disk."""
+        """Name the table; one file per disk of a snapshot."""
 
         table_name = "volume_snapshot"
         indexes = ((("snapshot", "target"), True),)
@@ -258,6 +262,8 @@ class Clone(Record):
 class Operation(Record):
     """One piece of work. ``seq`` is the order in a VM's queue; ``memo`` is what a restart needs to go on.
 
+    ``parked_until``: it waits for its VM to stop, outside the queue, for so long at least.
+
     ``vm`` and ``host`` are not foreign keys: history outlives what it tells of.
     """
 
@@ -277,6 +283,7 @@ class Operation(Record):
     owner: Field[str | None] = TextField(null=True)
     lease_until: Field[datetime | None] = TimeField(null=True)
     cancel_requested: Field[bool] = BooleanField(default=False)
+    parked_until: Field[datetime | None] = TimeField(null=True)
     idempotency_key: Field[str | None] = TextField(null=True, unique=True)
     body_hash: Field[str | None] = TextField(null=True)
     created_at: Field[datetime] = TimeField(default=utc_now)

@@ -106,8 +106,7 @@ class TransactionRoutes:
 
     async def upload(self, call: Call, id: UUID, type: HostFileType) -> Transaction:
         """Hand over a host file that a revert puts back, before commit. Its hash must be the announced one."""
-        announced_hash(call)
-        return await self._manager.upload(id, type, call.chunks())
+        return await self._manager.upload(id, type, call.chunks(), announced_hash(call))
 
     async def commit(self, call: Call, id: UUID) -> Transaction:
         """Commit; the answer comes when it is committed. A delete answers at once: poll it."""

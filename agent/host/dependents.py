@@ -6,6 +6,8 @@ from pathlib import Path
 from agent.errors import StorageFailed
 from agent.host import files, qcow2
 
+_MAX_DEPTH = 1_000  # what is deeper is not a chain but an attack
+
 
 def backing_of(path: Path) -> Path | None:
     """Return the resolved file that an image stands on; None for a root, and for what is no qcow2 image."""
@@ -21,6 +23,16 @@ def backing_of(path: Path) -> Path | None:
         os.close(descriptor)
     # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
     return Path(os.path.realpath(path.parent / header.backing)) if header.backing else None
+
+
+def chain_of(path: Path) -> list[Path]:
+    """Follow the headers from an image down as far as they can be read, resolved, top first; nothing is refused."""
+    chain: list[Path] = []
+    below: Path | None = Path(os.path.realpath(path))
+    while below is not None and below not in chain and len(chain) < _MAX_DEPTH:
+        chain.append(below)
+        below = backing_of(below)
+    return chain
 
 
 def standing_on(path: Path) -> list[Path]:

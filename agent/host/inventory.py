@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Collection
-from pathlib import Path
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -15,6 +13,7 @@ from agent.host import host_files, images
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.firmware import Firmware
 from agent.host.hypervisor import DomainState
+from agent.host.neighbours import Neighbour
 from agent.host.ports import Definitions, KeptLists, StartMarks
 from agent.limits import Limits
 from agent.web.errors import Error
@@ -79,14 +78,23 @@ class Inventory:
         await self._remember_firmware(await self._hypervisor.domain(uuid))
         return await asyncio.to_thread(self._firmware.fingerprints, uuid, await self.domain(uuid))
 
-    async def shared_nvram(self, path: Path) -> list[str]:
-        """Return the names of all domains that use this NVRAM file. Who cannot be asked counts as last seen."""
-        wanted = await asyncio.to_thread(os.path.realpath, path)
-        users = []
-        for vm in await self.vms():
-            if vm.nvram is not None and await asyncio.to_thread(os.path.realpath, vm.nvram) == wanted:
-                users.append(vm.name)
-        return users
+    async def neighbours(self) -> list[Neighbour]:
+        """Return the files that every domain's definition names. Who cannot be asked counts as last seen.
+
+        The files are not looked at, for a host may have hundreds of domains.
+        """
+        try:
+            found = await asyncio.gather(*map(self._neighbour, await self._hypervisor.domains()))
+        except HypervisorTimeout:
+            return [Neighbour.last_seen(vm) for vm in self._last.values()]
+        return [one for one in found if one is not None]
+
+    async def _neighbour(self, state: DomainState) -> Neighbour | None:
+        try:
+            return Neighbour.of(await self.domain(state.uuid))
+        except Error:
+            last = self._last.get(state.uuid)
+            return Neighbour.last_seen(last) if last else None
 
     async def note_host_files(self, uuid: UUID, forget: Collection[HostFileType] = ()) -> None:
         """Keep which host files must exist at the domain's next start, for the hook (guarantee 3).

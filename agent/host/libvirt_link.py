@@ -1,7 +1,13 @@
-"""One connection to libvirt: opening it, watching it, its lifecycle events, closing it. Blocking; used in threads.
+"""Connections to libvirt: opening them, watching one, its lifecycle events, closing them. Blocking; used in threads.
 
 libvirt-python needs its own event loop for keep-alive messages, close notices and domain events
 (https://libvirt.org/html/libvirt-libvirt-event.html). It runs in one thread for the whole process.
+
+A link carries one call at a time, always (docs/decisions/0012). libvirt's client lets several threads wait on one
+connection, but before libvirt 10.4 (CVE-2024-4418; Debian 12 has 9.0) it leaves the event source of a thread that
+another one woke behind, with a pointer into that thread's stack. When keep-alive gives up a connection that two calls
+wait on, the second one runs what the first left, and the process dies of SIGSEGV. Of a lone call nothing is left that
+anybody runs.
 """
 
 import contextlib
@@ -60,38 +66,57 @@ def _run_event_loop() -> None:
 
 
 class Link:
-    """An open connection.
+    """An open connection, for one call at a time (see the module).
 
-    ``on_event`` and ``on_closed`` are called in libvirt's event thread and must return at once. A dead server is
-    noticed after about three fifths of ``deadline_s`` (three intervals of a fifth, 1 s at least), and every call that
-    waits for it then fails.
+    A dead server is noticed after about three fifths of ``deadline_s`` (three intervals of a fifth, 1 s at least); a
+    call that waits for it then fails.
     """
 
-    def __init__(
-        self, uri: str, deadline_s: float, on_event: Callable[[DomainEvent], None], on_closed: Callable[["Link"], None]
-    ) -> None:
-        """Connect. Raises libvirtError."""
+    def __init__(self, uri: str, deadline_s: float) -> None:
+        """Connect. Raises libvirtError. Nothing ends the attempt while libvirtd hangs: keep-alive begins after it."""
         start_event_loop()
-        self._on_event = on_event
-        self._on_closed = on_closed
-        self._renames: dict[str, str] = {}
         self.connection = libvirt.open(uri)
         with contextlib.suppress(libvirt.libvirtError):  # libvirt's test driver has no server to keep alive
             self.connection.setKeepAlive(max(1, round(deadline_s / 5)), _KEEPALIVE_COUNT)
+
+    def close(self) -> None:
+        """Close it. No call may be under way on it: libvirt would free what that call still uses."""
+        with contextlib.suppress(libvirt.libvirtError):  # it may be dead already, which is why it is closed
+            self.connection.close()
+
+
+class WatchLink(Link):
+    """A link that tells of libvirt's events and of its own end, and is used for nothing else.
+
+    ``on_event`` and ``on_closed`` are called in libvirt's event thread and must return at once.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        deadline_s: float,
+        on_event: Callable[[DomainEvent], None],
+        on_closed: Callable[["WatchLink"], None],
+    ) -> None:
+        """Connect. Raises libvirtError."""
+        super().__init__(uri, deadline_s)
+        self._on_event = on_event
+        self._on_closed = on_closed
+        self._renames: dict[str, str] = {}
         self.connection.registerCloseCallback(lambda *_: self._on_closed(self), None)
         self._callback_id = self.connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
         )
 
     def close(self) -> None:
-        """Close it. No call may be under way on it: libvirt would free what that call still uses."""
+        """Withdraw the callbacks and close it."""
         for step in (
             lambda: self.connection.domainEventDeregisterAny(self._callback_id),
             self.connection.unregisterCloseCallback,
-            self.connection.close,
         ):
-            with contextlib.suppress(libvirt.libvirtError):  # it may be dead already, which is why it is closed
+            with contextlib.suppress(libvirt.libvirtError):  # as in Link.close
                 step()
+        super().close()
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
         kind, uuid, name = _KINDS.get(event), domain.UUIDString(), domain.name()

@@ -21,7 +21,7 @@ _V2_BYTES, _V3_BYTES = 72, 104
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 _EXTENSION = struct.Struct(">II")
-_BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
+_BACKING_FORMAT, _DATA_FILE, _BITMAPS = 0xE2792ACA, 0x44415441, 0x23852875
 _MAX_FORMAT_BYTES = 15  # QEMU keeps it in a buffer of 16
 
 _DIRTY, _CORRUPT, _EXTERNAL_DATA, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
@@ -41,7 +41,7 @@ class Header:
     """What an image says of itself. ``backing_format`` and ``data_file`` are None where it says nothing.
 
     ``encryption`` is 0 (none), 1 (AES) or 2 (LUKS). ``external_data`` is set by the feature bit even where no name
-    is recorded.
+    is recorded. ``bitmaps``: it keeps bitmaps of what changed, for somebody's incremental backups.
     """
 
     version: int
@@ -55,6 +55,7 @@ class Header:
     data_file: str | None
     dirty: bool
     corrupt: bool
+    bitmaps: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -106,6 +107,7 @@ def parse(data: bytes) -> Header:
         data_file=_text(extensions.get(_DATA_FILE), "external data file name"),
         dirty=bool(features & _DIRTY),
         corrupt=bool(features & _CORRUPT),
+        bitmaps=_BITMAPS in extensions,
     )
 
 
@@ -148,7 +150,7 @@ def _extensions(cluster: bytes, header_bytes: int, backing_at: int) -> dict[int,
             break
         if length > end - at:
             raise Qcow2Error(f"its header extension {kind:#x} claims {length} bytes")
-        if kind in {_BACKING_FORMAT, _DATA_FILE}:
+        if kind in {_BACKING_FORMAT, _DATA_FILE, _BITMAPS}:
             if kind in found:
                 raise Qcow2Error(f"its header extension {kind:#x} is there twice")
             found[kind] = cluster[at : at + length]

@@ -7,17 +7,19 @@ from agent.host import dependents, images
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
     AnyStep,
+    CommitChild,
     ConvertImage,
     CreateOverlay,
     Plan,
     RebaseChild,
-    RemoveFile,
+    ReplaceChild,
+    SetAsideFrozen,
     SwitchDisks,
     flat,
 )
 from agent.transactions.survey import Survey
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, FrozenFile, RevertRequest, VolumeOutcome
+from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
 
 
@@ -38,7 +40,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
         "firmware": found.firmware,
         "tpm_secret": found.domain.tpm_secret,
         "steps": found.plan.names(),
-        "total_bytes": sum(step.allocated_bytes for step in _rebases(found.plan)) + sum(_copied(found.plan)),
+        "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)) + sum(_copied(found.plan)),
     }
 
 
@@ -50,32 +52,55 @@ def sources(plan: Plan) -> dict[str, tuple[str, str]]:
 
 def target_of(step: AnyStep) -> str:
     """Name the disk that a step of a merge works on."""
-    return step.target if isinstance(step, RebaseChild | RemoveFile) else ""
+    return step.target if isinstance(step, RebaseChild | SetAsideFrozen | CommitChild | ReplaceChild) else ""
 
 
-def merge_outcomes(plan: Plan, targets: list[str], errors: dict[str, Problem]) -> list[VolumeOutcome]:
+def merge_outcomes(
+    plan: Plan, volumes: list[DoomedVolume], errors: dict[str, Problem], *, stopped: bool = False
+) -> list[VolumeOutcome]:
     """Say of each disk whether its frozen file is gone, and what stands on what now.
 
-    While one disk could not be merged no frozen file goes, so no disk is ``done``.
+    While one disk could not be merged, or the deletion was stopped, no frozen file goes, so no disk is ``done``.
     """
-    return [_outcome(plan, target, errors) for target in targets]
+    return [_outcome(plan, volume, errors, done=not errors and not stopped) for volume in volumes]
 
 
-def _outcome(plan: Plan, target: str, errors: dict[str, Problem]) -> VolumeOutcome:
-    merges = [step for step in _rebases(plan) if step.target == target]
-    moved = [step for step in merges if dependents.backing_of(Path(step.child)) != Path(step.frozen)]
+def _outcome(plan: Plan, volume: DoomedVolume, errors: dict[str, Problem], *, done: bool) -> VolumeOutcome:
+    merges = [step for step in _merges(plan) if step.target == volume.target]
+    gone = not Path(volume.path).exists()
+    # Where the file went in an earlier transaction whose end was not heard of, its children were rewritten then.
+    named = [step.child for step in merges] or (volume.children if gone else [])
+    moved = [child for child in named if Path(child).exists() and (gone or _left(Path(child), Path(volume.path)))]
+    backings = [dependents.backing_of(Path(child)) for child in moved]
     return VolumeOutcome(
-        target=target,
-        done=not errors,
-        moved_bytes=sum(step.allocated_bytes for step in moved),
-        error=errors.get(target),
-        fingerprints={step.child: images.fingerprint(Path(step.child)) for step in moved},
-        new_backing=moved[0].backing if moved else None,
+        target=volume.target,
+        done=done,
+        moved_bytes=sum(_moved_bytes(step) for step in merges if step.child in moved),
+        error=errors.get(volume.target),
+        fingerprints={child: images.fingerprint(Path(child)) for child in moved},
+        new_backing=str(backings[0]) if backings and backings[0] else None,
+        altered=None if gone or not any(_began(step) for step in merges) else images.fingerprint(Path(volume.path)),
     )
 
 
-def _rebases(plan: Plan) -> list[RebaseChild]:
-    return [step for step in flat(plan.switch) if isinstance(step, RebaseChild)]
+def _left(child: Path, frozen: Path) -> bool:
+    return dependents.backing_of(child) != frozen
+
+
+def _moved_bytes(step: RebaseChild | CommitChild) -> int:
+    """Say what was copied: all of a child that was committed, what a child that was rebased has grown by."""
+    if isinstance(step, CommitChild):
+        return step.allocated_bytes
+    return max(0, min(step.allocated_bytes, Path(step.child).stat().st_blocks * 512 - step.child_bytes))
+
+
+def _began(step: RebaseChild | CommitChild) -> bool:
+    """Tell whether a commit has written to the frozen file."""
+    return isinstance(step, CommitChild) and images.fingerprint(Path(step.frozen)) != step.fingerprint
+
+
+def _merges(plan: Plan) -> list[RebaseChild | CommitChild]:
+    return [step for step in flat(plan.switch) if isinstance(step, RebaseChild | CommitChild)]
 
 
 def _copied(plan: Plan) -> list[int]:

@@ -122,9 +122,10 @@ class Journal:
     def prune(self, older_than_s: float) -> None:
         """Forget the outcomes of transactions that ended long ago."""
         for path in self._directory.glob("*.jsonl"):
-            entry = self._read(path)
-            if (entry is None or entry.ended) and path.stat().st_mtime < time.time() - older_than_s:
-                path.unlink()
+            old = path.stat().st_mtime < time.time() - older_than_s
+            entry = self._read(path)  # which sets a damaged file aside, under another name
+            if old and (entry is None or entry.ended):
+                path.unlink(missing_ok=True)
 
     def _path(self, transaction: UUID) -> Path:
         return self._directory / f"{transaction}.jsonl"

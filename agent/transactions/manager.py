@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from agent.errors import (
     AgentRestarted,
     DomainBusy,
     DomainRunning,
+    HashMismatch,
     HostFileNotFound,
     HostFileTooLarge,
     HypervisorUnavailable,
@@ -29,6 +29,7 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
+from agent.transactions.asked import require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.model import HostFileRequest
@@ -120,7 +121,8 @@ class Manager:
     async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
         """Begin a transaction and answer when it is prepared; the same id and request answer the same again.
 
-        What takes longer than ``answer_after_s`` is answered with ``preparing`` and goes on.
+        What takes longer than ``answer_after_s`` is answered with ``preparing`` and goes on. Raises InvalidRequest,
+        DomainBusy, TransactionMismatch, and what preparing raises.
         """
         known = self._known.get(id_)
         if known is not None:
@@ -129,6 +131,7 @@ class Manager:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
             return _outcome(known)
+        require_sense(request)
         running = self._begin(id_, request)
         preparing = self._spawn(self._prepare(running, request.lease_s))
         if (await asyncio.wait([preparing], timeout=self.answer_after_s))[0]:
@@ -174,10 +177,18 @@ class Manager:
         """Return every transaction, oldest first."""
         return sorted((known.transaction for known in self._known.values()), key=lambda item: item.started_at)
 
-    async def upload(self, id_: UUID, type_: HostFileType, chunks: AsyncIterator[bytes]) -> Transaction:
-        """Stage one host file of a revert. Raises HostFileTooLarge as soon as it is, HashMismatch at the end."""
+    async def upload(
+        self, id_: UUID, type_: HostFileType, chunks: AsyncIterator[bytes], announced: str | None = None
+    ) -> Transaction:
+        """Stage one host file of a revert. Raises HostFileTooLarge as soon as it is, HashMismatch at the end.
+
+        ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
+        """
         running = self._running(id_)
         data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        found = hashlib.sha256(data).hexdigest()
+        if announced not in {None, found}:
+            raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
             _require_prepared(running)
             await running.receive(type_, data)
@@ -197,6 +208,10 @@ class Manager:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
             _require_prepared(running)
+            if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
+                await running.undo(LeaseExpired(id=id_).problem())
+                await self._told(running)
+                raise LeaseExpired(id=id_)
             await running.commit()
         work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
@@ -216,11 +231,15 @@ class Manager:
                 await self._told(running)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same. Copying is broken off."""
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
+
+        A deletion can be aborted after its commit too, as long as no frozen file has been written to.
+        """
         running = self._running(id_)
         if isinstance(running.request, CloneRequest):
             running.interrupt()
         if running.transaction.state not in ENDED:
+            running.withdraw(Released(id=id_).problem())
             await self._own(self._abort(running, Released(id=id_)))
         if running.transaction.state == "committed":
             raise TransactionEnded(id=id_, state="committed")
@@ -230,6 +249,9 @@ class Manager:
         async with running.lock:
             if running.transaction.state in ("prepared", "aborting"):
                 await running.undo(running.transaction.error or reason.problem())
+                await self._told(running)
+            elif running.withdrawn is not None and running.transaction.state == "committing":
+                await running.finish()
                 await self._told(running)
             elif running.transaction.state == "committing":
                 raise TransactionEnded(id=running.transaction.id, state="committing")
@@ -283,7 +305,7 @@ class Manager:
             if running.lock.locked() or state in ENDED:
                 continue
             try:
-                if state == "prepared" and time.monotonic() >= running.lease_until:
+                if state == "prepared" and running.lease_is_over():
                     await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
                 elif running.stuck:
                     again = self._finish(running) if state == "committing" else self._retry_undo(running)

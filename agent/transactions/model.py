@@ -170,7 +170,10 @@ class DefineDomain(Step, kw_only=True, frozen=True, tag="define-domain"):
 
 
 class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
-    """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing)."""
+    """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing).
+
+    ``allocated_bytes`` are the frozen file's, the most that is copied; ``child_bytes`` are the child's before.
+    """
 
     target: str
     frozen: str
@@ -178,6 +181,7 @@ class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
     backing: str | None
     backing_format: str | None
     allocated_bytes: int
+    child_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -185,12 +189,55 @@ class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
         return f"rebase {self.target}"
 
 
+class SetAsideFrozen(Step, kw_only=True, frozen=True, tag="set-aside-frozen"):
+    """Move a frozen file that nothing stands on any more to ``staged``, from where it can still come back."""
+
+    target: str
+    path: str
+    staged: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"set-aside frozen {self.target}"
+
+
+class CommitChild(Step, kw_only=True, frozen=True, tag="commit-child"):
+    """Write the data of ``child``, ``allocated_bytes`` of them, down into ``frozen``, which it covers all the while.
+
+    ``fingerprint`` is the frozen file's before, which tells whether anything has been written to it.
+    """
+
+    target: str
+    frozen: str
+    child: str
+    allocated_bytes: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"commit {self.target}"
+
+
+class ReplaceChild(Step, kw_only=True, frozen=True, tag="replace-child"):
+    """Give ``frozen``, which holds all of ``child`` now, the name, owner and label of ``child``."""
+
+    target: str
+    frozen: str
+    child: str
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"replace {self.target}"
+
+
 class RemoveFile(Step, kw_only=True, frozen=True, tag="remove-file"):
-    """Remove a file or a directory that nothing refers to any more; ``target`` where it was a disk's."""
+    """Remove a file or a directory that nothing refers to any more."""
 
     what: str
     path: str
-    target: str = ""
 
     @property
     def name(self) -> str:
@@ -209,6 +256,9 @@ AnyStep = (
     | SetAsideHostFile
     | SwitchDisks
     | RebaseChild
+    | SetAsideFrozen
+    | CommitChild
+    | ReplaceChild
     | RemoveFile
 )
 
@@ -242,8 +292,9 @@ class Facts:
     ``disks`` hold their chains, or a ``problem``. ``host_file_paths`` says where each type that the domain is
     configured to have lives (whether it exists or not); ``present`` are sound, ``missing`` are not.
     ``frozen`` gives the chain of each frozen file that a revert names. ``staging`` is the directory for captured
-    host files. ``free_bytes`` maps a directory to what is free on its file system, ``device`` to which one it is;
-    ``overlay_bytes`` maps a backing file to what a new overlay on it takes.
+    host files. ``in_use`` are present top files that something besides this domain needs. ``free_bytes`` maps a
+    directory to what is free on its file system, ``device`` to which one it is; ``overlay_bytes`` maps a backing
+    file to what a new overlay on it takes.
     """
 
     transaction: UUID
@@ -254,6 +305,7 @@ class Facts:
     present: list[HostFile] = field(default_factory=list)
     missing: list[MissingHostFile] = field(default_factory=list)
     frozen: dict[str, list[Image]] = field(default_factory=dict)
+    in_use: frozenset[str] = frozenset()
     free_bytes: dict[Path, int] = field(default_factory=dict)
     device: dict[Path, int] = field(default_factory=dict)
     overlay_bytes: dict[str, int] = field(default_factory=dict)
@@ -266,12 +318,26 @@ class Doomed:
 
     ``frozen`` is None when the file is gone already. ``children`` are the images that the controller named, by
     path (None: that file is gone). ``dependents`` are all files found standing on it: beside it on disk, and in the
-    chains of the domain. ``is_top``: the domain itself writes to it.
+    chains of the host's domains. ``written_by`` names the domains that have it as a disk of their own, ``taken`` the
+    named children that another domain has as a disk. ``private``: nothing else would notice if its bytes changed and
+    it took its child's name, since no other domain's chain holds it, both have one name only, and neither keeps
+    bitmaps. ``staged`` is the hidden name beside it under which it waits to be removed.
     """
 
     target: str
     path: str
+    staged: str
     frozen: Image | None
     children: dict[str, Image | None]
     dependents: list[str]
-    is_top: bool
+    written_by: list[str]
+    taken: dict[str, list[str]] = field(default_factory=dict)
+    private: bool = True
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is free on the file system of each directory, and which file system (``device``) that is."""
+
+    free_bytes: dict[Path, int]
+    device: dict[Path, int]

@@ -1,7 +1,7 @@
 """From facts and a request to a plan, for each kind of transaction. Nothing here touches anything."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -16,19 +16,17 @@ from agent.errors import (
     HostFileNotFound,
     ImageRefused,
     NoSpace,
-    SnapshotHasChildren,
 )
 from agent.transactions.model import (
     AnyStep,
     CaptureHostFile,
     CreateOverlay,
-    Doomed,
     Facts,
     HostFileRequest,
     Plan,
-    RebaseChild,
     ReceiveHostFile,
     RemoveFile,
+    Room,
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
@@ -70,7 +68,7 @@ def plan_snapshot(facts: Facts, request: SnapshotRequest) -> Plan:
     _check_space(facts, overlays, captured)
     listed = {*request.exclude, *(disk.target for disk in facts.disks if disk.excluded_because)}
     return Plan(
-        stage=_groups(overlays, [_capture(facts, item.type) for item in captured]),
+        stage=groups_of(overlays, [_capture(facts, item.type) for item in captured]),
         switch=_switch(request.vm, overlays, {disk.target: _path(disk) for disk in disks}),
         clean=[[RemoveFile(what="captured host files", path=str(facts.staging))]],
         excluded=sorted(listed),
@@ -92,15 +90,16 @@ def plan_revert(facts: Facts, request: RevertRequest) -> Plan:
     touched = {step.type for step in receive}
     aside = [] if request.alone else [item.type for item in facts.present if item.type in request.remove]
     tops = {volume.target: _path(present[volume.target]) for volume in request.volumes}
-    dropped = [] if request.undo else [path for path in tops.values() if is_overlay(path)]
-    moves: list[SwapHostFile | SetAsideHostFile] = [_swap(step) for step in receive]
-    moves += [_set_aside(facts, type_) for type_ in aside]
-    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in moves]
+    dropped = [] if request.undo else [path for path in _tops_of(present, tops) if _may_go(path, facts, request)]
+    swaps, asides = _swaps(facts, receive), [_set_aside(facts, type_) for type_ in aside]
+    moves: list[SwapHostFile | SetAsideHostFile] = [*swaps, *asides]
+    staged: list[ReceiveHostFile | SetAsideHostFile] = [*receive, *asides]
+    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in staged]
     leftovers += [RemoveFile(what=f"old top {Path(path).name}", path=path) for path in dropped]
     return Plan(
-        stage=_groups(overlays, [_capture(facts, item.type) for item in captured]),
+        stage=groups_of(overlays, [_capture(facts, item.type) for item in captured]),
         receive=receive,
-        switch=[*_groups(*([step] for step in moves)), *_switch(request.vm, overlays, tops)],
+        switch=[*groups_of(*([step] for step in moves)), *_switch(request.vm, overlays, tops)],
         clean=[[*leftovers, RemoveFile(what="captured host files", path=str(facts.staging))]],
         excluded=request.excluded,
         missing=facts.missing if request.undo else [],
@@ -108,51 +107,25 @@ def plan_revert(facts: Facts, request: RevertRequest) -> Plan:
     )
 
 
+def _tops_of(present: dict[str, Disk], targets: Iterable[str]) -> list[str]:
+    """Return the resolved top files of these disks."""
+    return [present[target].chain[0].path for target in targets if present[target].chain]
+
+
+def _may_go(path: str, facts: Facts, request: RevertRequest) -> bool:
+    """Tell whether an old top is of no use to anybody once the domain has left it.
+
+    It is kept where a snapshot holds it or something stands on it: an administrator may have put the domain back
+    on a frozen file by hand.
+    """
+    return is_overlay(path) and path not in facts.in_use and path not in request.held
+
+
 def plan_host_file(facts: Facts, request: HostFileRequest) -> Plan:
     """Plan the replacement of one host file."""
     receive = _receive(facts, request)
     leftover = RemoveFile(what=f"staged {request.type}", path=receive.staged)
-    return Plan(receive=[receive], switch=[[_swap(receive)]], clean=[[leftover]])
-
-
-def plan_delete(name: str, doomed: list[Doomed]) -> Plan:
-    """Plan a deletion: every child stands on what was below, and only when all do, the frozen files go."""
-    rebases: list[AnyStep] = []
-    removals: list[AnyStep] = []
-    for volume in doomed:
-        if volume.frozen is None:
-            continue
-        if volume.is_top:
-            raise ImageRefused(target=volume.target, path=volume.path, reason=f"{name} itself writes to it")
-        rebases += [_rebase(volume, volume.frozen, child) for child in _standing(volume, volume.frozen)]
-        removals.append(RemoveFile(what=f"frozen {volume.target}", path=volume.path, target=volume.target))
-    return Plan(switch=_groups(rebases, removals))
-
-
-def _standing(volume: Doomed, frozen: Image) -> list[Image]:
-    """Choose the child that still stands on the frozen file; refuse what would lose somebody's data."""
-    unknown = sorted(set(volume.dependents) - volume.children.keys())
-    if unknown:
-        reason = f"{unknown[0]} stands on it and belongs to no snapshot of this VM"
-        raise ImageRefused(target=volume.target, path=volume.path, reason=reason)
-    standing = [image for image in volume.children.values() if image and image.backing == volume.path]
-    for path, image in volume.children.items():
-        if image is not None and image.backing not in (volume.path, frozen.backing):
-            raise ImageRefused(target=volume.target, path=path, reason=f"it stands on {image.backing}")
-    if len(standing) > 1:
-        raise SnapshotHasChildren(target=volume.target, path=volume.path, count=len(standing))
-    return standing
-
-
-def _rebase(volume: Doomed, frozen: Image, child: Image) -> RebaseChild:
-    return RebaseChild(
-        target=volume.target,
-        frozen=volume.path,
-        child=child.path,
-        backing=frozen.backing,
-        backing_format=frozen.backing_format,
-        allocated_bytes=frozen.allocated_bytes,
-    )
+    return Plan(receive=[receive], switch=groups_of(_swaps(facts, [receive])), clean=[[leftover]])
 
 
 def _covered_disks(facts: Facts, exclude: list[str]) -> list[Disk]:
@@ -236,7 +209,8 @@ def _switch(vm: UUID, overlays: list[CreateOverlay], tops: dict[str, str]) -> li
     return [[SwitchDisks(vm=vm, sources={step.target: (tops[step.target], step.path) for step in overlays})]]
 
 
-def _groups(*groups: Sequence[AnyStep]) -> list[list[AnyStep]]:
+def groups_of(*groups: Sequence[AnyStep]) -> list[list[AnyStep]]:
+    """Give the groups of a plan, in order, without those that are empty."""
     return [list(group) for group in groups if group]
 
 
@@ -267,8 +241,15 @@ def _receive(facts: Facts, ref: HostFileRef | HostFileRequest) -> ReceiveHostFil
     )
 
 
-def _swap(step: ReceiveHostFile) -> SwapHostFile:
-    return SwapHostFile(type=step.type, path=step.path, staged=step.staged, sha256=step.sha256)
+def _swaps(facts: Facts, receive: list[ReceiveHostFile]) -> list[SwapHostFile]:
+    """Swap in what differs from what is there.
+
+    A file that is in place already must not be touched: that it has the new bytes is how undoing tells a swap that
+    was done, so it would take the domain's own file for the uploaded one.
+    """
+    present = {item.type: item.sha256 for item in facts.present}
+    changed = [step for step in receive if present.get(step.type) != step.sha256]
+    return [SwapHostFile(type=step.type, path=step.path, staged=step.staged, sha256=step.sha256) for step in changed]
 
 
 def _set_aside(facts: Facts, type_: HostFileType) -> SetAsideHostFile:
@@ -278,15 +259,20 @@ def _set_aside(facts: Facts, type_: HostFileType) -> SetAsideHostFile:
 
 def _check_space(facts: Facts, overlays: list[CreateOverlay], captured: list[HostFile]) -> None:
     """Refuse when a file system lacks room for what the plan will write there, with the reserve kept free."""
-    need: dict[int, int] = {}
-    where: dict[int, Path] = {}
     wanted = [(Path(step.path).parent, facts.overlay_bytes[step.backing]) for step in overlays]
     wanted += [(facts.staging.parent, item.size_bytes) for item in captured]
+    require_room(wanted, Room(facts.free_bytes, facts.device), facts.reserve_bytes)
+
+
+def require_room(wanted: list[tuple[Path, int]], room: Room, reserve_bytes: int = 0) -> None:
+    """Raise NoSpace where a file system has less than what is to be written below its directories, and the reserve."""
+    need: dict[int, int] = {}
+    where: dict[int, Path] = {}
     for directory, size in wanted:
-        device = facts.device[directory]
-        need[device] = need.get(device, facts.reserve_bytes) + size
+        device = room.device[directory]
+        need[device] = need.get(device, reserve_bytes) + size
         where[device] = directory
     for device, need_bytes in need.items():
-        have_bytes = facts.free_bytes[where[device]]
+        have_bytes = room.free_bytes[where[device]]
         if have_bytes < need_bytes:
             raise NoSpace(path=str(where[device]), have_bytes=have_bytes, need_bytes=need_bytes)

@@ -24,7 +24,7 @@ from agent.transactions.describe import describe, merge_outcomes, sources, targe
 from agent.transactions.guard import Guards
 from agent.transactions.journal import Entry, Journal
 from agent.transactions.locks import HeldLocks
-from agent.transactions.model import AnyStep, flat
+from agent.transactions.model import AnyStep, RebaseChild, flat
 from agent.transactions.steps import Work
 from agent.transactions.survey import Survey, Surveyor, staging_dir
 from agent.web.errors import Error
@@ -74,8 +74,11 @@ class Running:
         self.request = entry.request
         self.transaction = entry.transaction
         self.plan = entry.plan
-        self.lease_until = float("inf")
+        self._lease_until = float("inf")
         self.stuck = False  # begun to switch or to undo, and not ended: tried again until it is
+        self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
+        self._final = False  # a deletion has begun to move or write to frozen files, and goes on
+        self._merging: list[asyncio.Task[None]] = []
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
@@ -195,6 +198,9 @@ class Running:
         except Exception as err:  # the root of a transaction: whatever went wrong is undone and told
             await self.roll_back(problem_of(err))
             raise
+        if self.withdrawn is not None and not self._final:
+            await self.roll_back(self.withdrawn)
+            return
         await self._clean()
         await self._end("committed", self.transaction.error if isinstance(self.request, DeleteRequest) else None)
 
@@ -210,19 +216,40 @@ class Running:
         for group in self.plan.switch:
             await self._run(group)
 
+    def withdraw(self, problem: Problem) -> None:
+        """Stop a deletion that was committed, as long as it only rebases: a child is whole on either file.
+
+        Once a frozen file is set aside or written to, the deletion goes on to its end and this has no effect.
+        """
+        if isinstance(self.request, DeleteRequest) and self.transaction.state == "committing" and not self._final:
+            self.withdrawn = problem
+            for task in self._merging:
+                task.cancel()
+
     async def _merge(self, request: DeleteRequest) -> None:
-        """Merge every disk; the frozen files go only when all of them could be merged, so that none is lost."""
+        """Merge every disk; the frozen files go only when all can, so that the snapshot is usable until then.
+
+        A frozen file that cannot be moved brings back those that were.
+        """
         errors: dict[str, Problem] = {}
         for group in self.plan.switch:
-            results = await asyncio.gather(*(self._step(step) for step in group), return_exceptions=True)
-            for step, result in zip(group, results, strict=True):
-                if isinstance(result, BaseException):
-                    errors[target_of(step)] = problem_of(result)
-            if errors:
+            self._final = self._final or not (self.withdrawn or all(isinstance(step, RebaseChild) for step in group))
+            if errors or (self.withdrawn and not self._final):
                 break
-        targets = [volume.target for volume in request.volumes]
-        outcomes = await asyncio.to_thread(merge_outcomes, self.plan, targets, errors)
+            self._merging = [asyncio.create_task(self._step(step)) for step in group]
+            results = await asyncio.gather(*self._merging, return_exceptions=True)
+            for step, result in zip(group, results, strict=True):
+                if isinstance(result, BaseException) and not (self.withdrawn and not self._final):
+                    errors[target_of(step)] = problem_of(result)
+        if errors:
+            await self._put_back()
+        stopped = self.withdrawn is not None and not self._final
+        outcomes = await asyncio.to_thread(merge_outcomes, self.plan, request.volumes, errors, stopped=stopped)
         self._update(outcomes=outcomes, error=next(iter(errors.values()), None))
+
+    async def _put_back(self) -> None:
+        for step in flat(self.plan.switch):
+            await self._tolerate(self._at(f"undo {step.name}", steps.undo, step, self._work))
 
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
@@ -230,7 +257,8 @@ class Running:
         The work stands, so nothing here fails it: a file that will not go is named in the log.
         """
         gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
-        for step in flat(self.plan.clean):
+        kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
+        for step in [] if kept else flat(self.plan.clean):
             await self._tolerate(self._step(step))
         await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
 
@@ -303,9 +331,13 @@ class Running:
 
     def extend_lease(self, lease_s: float) -> None:
         """Count the lease anew from now."""
-        bounded = min(lease_s, self._tools.limits.max_lease_s)
-        self.lease_until = time.monotonic() + bounded
+        bounded = min(max(lease_s, 0.0), self._tools.limits.max_lease_s)
+        self._lease_until = time.monotonic() + bounded
         self._update(lease_expires_at=utc_now() + timedelta(seconds=bounded))
+
+    def lease_is_over(self) -> bool:
+        """Tell whether the lease ran out."""
+        return time.monotonic() >= self._lease_until
 
     def _update(self, **changes: object) -> None:
         self.transaction = msgspec.structs.replace(self.transaction, **changes)

@@ -16,10 +16,13 @@ from agent.host.inventory import Inventory
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import (
     CaptureHostFile,
+    CommitChild,
     CreateOverlay,
     RebaseChild,
     ReceiveHostFile,
     RemoveFile,
+    ReplaceChild,
+    SetAsideFrozen,
     SetAsideHostFile,
     Step,
     SwapHostFile,
@@ -125,13 +128,13 @@ async def _(step: SwapHostFile, work: Work) -> None:
 
 
 @do.register
-async def _(step: SetAsideHostFile, work: Work) -> None:
+async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.path), Path(step.staged))
 
 
 @undo.register
-async def _(step: SetAsideHostFile, work: Work) -> None:
+async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
 
@@ -163,6 +166,31 @@ async def _(step: RebaseChild, work: Work) -> None:
 
 
 @do.register
+async def _(step: CommitChild, work: Work) -> None:
+    """Until the child is replaced it covers whatever is written below it, so half a commit harms nobody."""
+    frozen, child = Path(step.frozen), Path(step.child)
+    if await asyncio.to_thread(_still_covers, child, frozen):
+        work.locks.release_image(frozen)
+        held = work.locks.release_image(child)
+        await qemu_img.commit(
+            child, frozen, lambda percent: work.on_bytes(step.name, int(step.allocated_bytes * percent / 100))
+        )
+        if held:
+            await asyncio.to_thread(work.locks.take_image, step.target, child)
+    work.on_bytes(step.name, step.allocated_bytes)
+
+
+@do.register
+async def _(step: ReplaceChild, work: Work) -> None:
+    frozen, child = Path(step.frozen), Path(step.child)
+    if await asyncio.to_thread(_still_covers, child, frozen):
+        await asyncio.to_thread(work.locks.take_image, step.target, frozen)  # before the domain can find it
+        await asyncio.to_thread(files.copy_ownership, child, frozen)
+        await asyncio.to_thread(files.rename, frozen, child)
+        work.locks.release_image(child)
+
+
+@do.register
 async def _(step: RemoveFile, work: Work) -> None:
     work.locks.release_image(Path(step.path))
     await asyncio.to_thread(files.remove_tree, Path(step.path))
@@ -174,8 +202,23 @@ async def _(step: RebaseChild, work: Work) -> None:
 
 
 @undo.register
+async def _(step: CommitChild, work: Work) -> None:
+    """What was written below the child is covered by it."""
+
+
+@undo.register
+async def _(step: ReplaceChild, work: Work) -> None:
+    """The file under the child's name holds what the child held."""
+
+
+@undo.register
 async def _(step: RemoveFile, work: Work) -> None:
     """What nothing referred to stays gone."""
+
+
+def _still_covers(child: Path, frozen: Path) -> bool:
+    """Tell whether a child still stands on its frozen file; once replaced, it has taken the frozen file's place."""
+    return frozen.exists() and dependents.backing_of(child) == frozen
 
 
 async def _sources(work: Work) -> tuple[str, dict[str, str]]:

@@ -4,7 +4,7 @@ Whatever forbids the work is raised here or by the planner, before anything was 
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -17,18 +17,20 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import dependents, files, images
+from agent.host import files, images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
+from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import DomainRequest
-from agent.transactions.model import ConvertImage, CreateOverlay, Doomed, Facts, HostFileRequest, Plan, flat
-from agent.transactions.plan import plan_delete, plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.model import ConvertImage, CreateOverlay, Facts, HostFileRequest, Plan, flat
+from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
+from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
-    DoomedVolume,
     FirmwareFile,
     FrozenVolume,
     RevertRequest,
@@ -74,8 +76,10 @@ class Surveyor:
         if domain.tpm_directory is not None:
             await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
         disks = await asyncio.to_thread(self._read_disks, domain)
-        host_files = await self._host_files(domain)
-        plan = await asyncio.to_thread(self._plan, domain, disks, host_files)
+        users = await self._users(domain)
+        await asyncio.to_thread(self._require_own_files, domain, disks, users)
+        host_files = await self._host_files()
+        plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
         await asyncio.to_thread(require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
@@ -125,23 +129,48 @@ class Surveyor:
             self.work.locks.take_image(target, Path(image.path))
         return chain
 
-    async def _host_files(self, domain: Domain) -> HostFiles:
-        request, inventory = self.request, self.work.inventory
-        if isinstance(request, DeleteRequest) or (
-            isinstance(request, SnapshotRequest) and request.host_files == "none"
-        ):
-            return HostFiles(items=[], expected=[])
-        if domain.nvram is not None:
-            others = [name for name in await inventory.shared_nvram(domain.nvram) if name != domain.name]
-            if others:
-                raise HostFileShared(name=domain.name, type="nvram", path=str(domain.nvram), others=", ".join(others))
-        return await inventory.host_files(self.work.vm)
+    async def _users(self, domain: Domain) -> list[Neighbour]:
+        """Return what all domains use; this one as it was read under the guard."""
+        found = await self.work.inventory.neighbours()
+        return [Neighbour.of(domain), *(one for one in found if one.uuid != domain.uuid)]
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles) -> Plan:
+    def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
+        """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
+        others = [one for one in users if one.uuid != domain.uuid]
+        if self._wants_host_files() and domain.nvram is not None and (sharing := _sharing_nvram(others, domain.nvram)):
+            raise HostFileShared(name=domain.name, type="nvram", path=str(domain.nvram), others=sharing)
+        for disk in self._to_freeze(disks):
+            if sharing := ", ".join(neighbours.with_disk(others, Path(disk.chain[0].path))):
+                reason = f"it is a disk of {sharing} too, which would go on writing to what is frozen"
+                raise ImageRefused(target=disk.target, path=disk.chain[0].path, reason=reason)
+
+    def _to_freeze(self, disks: list[Disk]) -> list[Disk]:
+        """Return the disks whose present top files are kept from now on."""
+        match self.request:
+            case SnapshotRequest():
+                return [disk for disk in disks if disk.chain]
+            case RevertRequest(undo=UUID(), volumes=volumes):
+                targets = {volume.target for volume in volumes}
+                return [disk for disk in disks if disk.chain and disk.target in targets]
+            case _:
+                return []
+
+    def _wants_host_files(self) -> bool:
+        request = self.request
+        return not isinstance(request, DeleteRequest) and getattr(request, "host_files", None) != "none"
+
+    async def _host_files(self) -> HostFiles:
+        if self._wants_host_files():
+            return await self.work.inventory.host_files(self.work.vm)
+        return HostFiles(items=[], expected=[])
+
+    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
         if isinstance(self.request, DeleteRequest):
-            return plan_delete(domain.name, [self._doomed(volume, disks) for volume in self.request.volumes])
+            return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
         facts = self._facts(domain, disks, host_files, frozen)
+        if isinstance(self.request, RevertRequest):
+            facts = replace(facts, in_use=self._in_use(disks, frozen, users))
         match self.request:
             case SnapshotRequest():
                 return plan_snapshot(facts, self.request)
@@ -171,27 +200,32 @@ class Surveyor:
 
     def _frozen_chains(self, volumes: list[FrozenVolume]) -> dict[str, list[Image]]:
         for volume in volumes:
-            if not Path(volume.path).exists():
+            if is_gone(volume.path):
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
         return {volume.path: self._read_chain(volume.target, Path(volume.path), "qcow2") for volume in volumes}
 
-    def _doomed(self, volume: DoomedVolume, disks: list[Disk]) -> Doomed:
-        chained = [image.path for disk in disks for image in disk.chain if image.backing == volume.path]
-        beside = [str(path) for path in dependents.standing_on(Path(volume.path))]
-        return Doomed(
-            target=volume.target,
-            path=volume.path,
-            frozen=self._image(volume.target, volume.path),
-            children={path: self._image(volume.target, path) for path in volume.children},
-            dependents=sorted({*chained, *beside}),
-            is_top=any(disk.chain and disk.chain[0].path == volume.path for disk in disks),
-        )
+    def _in_use(self, disks: list[Disk], frozen: dict[str, list[Image]], users: list[Neighbour]) -> frozenset[str]:
+        """Name the present top files that somebody needs besides this domain, by their resolved paths."""
+        others = [one for one in users if one.uuid != self.work.vm]
+        found = {image.path for chain in frozen.values() for image in chain}
+        for top in (disk.chain[0].path for disk in disks if disk.chain):
+            if dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top)):
+                found.add(top)
+        return frozenset(found)
 
-    def _image(self, target: str, path: str) -> Image | None:
-        """Read one image, checked with all that is below it; None where the file is gone."""
-        if not Path(path).exists():
-            return None
-        return images.read_chain(target, Path(path), "qcow2", self.limits.allowed_image_dirs, images.ANY_DEPTH)[0]
+    def _plan_delete(self, request: DeleteRequest, users: list[Neighbour]) -> Plan:
+        """Plan it for all disks, and lock every file that it will write to or remove: none is begun unless all can."""
+        doomed = read_doomed(self.transaction, request, users, self.limits)
+        plan = plan_delete(doomed, room_of(doomed))
+        for volume in doomed:
+            standing = [one for one in volume.children.values() if one is not None and one.backing == volume.path]
+            for image in [volume.frozen, *standing] if volume.frozen is not None else []:
+                self.work.locks.take_image(volume.target, Path(image.path))
+        return plan
+
+
+def _sharing_nvram(others: list[Neighbour], path: Path) -> str:
+    return ", ".join(neighbours.with_nvram(others, path))
 
 
 def require_free_names(plan: Plan) -> None:

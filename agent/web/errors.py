@@ -48,7 +48,9 @@ class Unauthorized(Error):
     """No credential, or none that is known."""
 
     status, code = 401, "unauthorized"
-    message = "This needs a credential: send Authorization: Bearer TOKEN"
+    message = (
+        "This needs a credential that is known, has not expired and was not revoked: send Authorization: Bearer TOKEN"
+    )
 
 
 class Forbidden(Error):

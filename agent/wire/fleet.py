@@ -116,3 +116,52 @@ class Vm(Answer, kw_only=True, frozen=True):
                 )
             ],
         )
+
+
+class ChainFile(Answer, kw_only=True, frozen=True):
+    """One file of a volume's chain. ``snapshots`` are those whose frozen file it is; none for the top and templates."""
+
+    path: str
+    format: str
+    virtual_size_bytes: int
+    allocated_bytes: int
+    snapshots: list[UUID] = []
+
+
+class VmVolume(Answer, kw_only=True, frozen=True):
+    """One disk of a VM as it stands: its chain from the top file to the root, ``depth`` files in all.
+
+    ``allocated_bytes`` is what the chain takes on disk; files that several VMs or snapshots share count here too.
+    """
+
+    target: str
+    path: str | None
+    format: str | None
+    virtual_size_bytes: int | None
+    allocated_bytes: int
+    depth: int
+    chain: list[ChainFile] = []
+    excluded_because: str | None = None
+    problem: str | None = None
+
+    @classmethod
+    def example(cls) -> "VmVolume":
+        """Return an example for documentation and tests."""
+        disk = Disk.example()
+        image = disk.chain[0]
+        return cls(
+            target=disk.target,
+            path=disk.path,
+            format=disk.format,
+            virtual_size_bytes=disk.virtual_size_bytes,
+            allocated_bytes=image.allocated_bytes,
+            depth=1,
+            chain=[
+                ChainFile(
+                    path=image.path,
+                    format=image.format,
+                    virtual_size_bytes=image.virtual_size_bytes,
+                    allocated_bytes=image.allocated_bytes,
+                )
+            ],
+        )

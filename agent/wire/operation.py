@@ -8,6 +8,8 @@ from agent.wire.base import Answer
 from agent.wire.problem import Problem
 
 OperationState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+#: The step of a queued operation that is worked off when its VM stops, and holds up no other until then.
+WAITS_FOR_STOP = "waiting for the VM to stop"
 OPERATION_ENDED: frozenset[OperationState] = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -33,6 +35,11 @@ class Operation(Answer, kw_only=True, frozen=True):
     result: dict[str, Any]
     created_at: datetime
     ended_at: datetime | None
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits for its VM to stop."""
+        return self.state == "queued" and self.step == WAITS_FOR_STOP
 
     @classmethod
     def example(cls) -> "Operation":

@@ -114,3 +114,20 @@ class RevertSnapshot(Request, kw_only=True, frozen=True):
     def example(cls) -> "RevertSnapshot":
         """Return an example for documentation and tests."""
         return cls()
+
+
+class EditSnapshot(Request, kw_only=True, frozen=True):
+    """The body of ``PATCH /v1/snapshots/{id}``: what is not named stays; ``labels`` replaces all labels.
+
+    A protected snapshot can be reverted to, and is neither deleted nor ungrouped until the protection is off.
+    """
+
+    name: str | None = None
+    description: str | None = None
+    labels: dict[str, str] | None = None
+    protected: bool | None = None
+
+    @classmethod
+    def example(cls) -> "EditSnapshot":
+        """Return an example for documentation and tests."""
+        return cls(protected=True)

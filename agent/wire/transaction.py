@@ -59,7 +59,8 @@ class RevertRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="r
     ``host_files`` are uploaded after prepare and before commit. A type in ``remove`` is taken away (kept in the
     undo point): the snapshot was complete without it. ``excluded`` are the targets that the snapshot left out.
     With ``alone``, disks that are not in ``volumes`` stay as they are and host files are left alone. With
-    ``undo`` (the UUID of the undo point's snapshot) the present host files are captured first.
+    ``undo`` (the UUID of the undo point's snapshot) the present host files are captured first. Without it the old
+    top files are removed where they are overlays of ours, except those in ``held``: files that snapshots hold.
     """
 
     vm: UUID
@@ -70,6 +71,7 @@ class RevertRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="r
     excluded: list[str] = []
     alone: bool = False
     undo: UUID | None = None
+    held: list[str] = []
     lease_s: float = DEFAULT_LEASE_S
 
     @classmethod
@@ -98,7 +100,10 @@ class DoomedVolume(Request, kw_only=True, frozen=True):
 
 
 class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="delete"):
-    """Merge the frozen files of one snapshot away. Repeating it after a failure finishes what is left."""
+    """Merge frozen files of one snapshot away, or with a UUID of its own files whose snapshot is gone.
+
+    Each target stands for one file. Repeating it after a failure finishes what is left.
+    """
 
     vm: UUID
     snapshot: UUID
@@ -203,7 +208,8 @@ class VolumeOutcome(Answer, kw_only=True, frozen=True):
     """How the merge of one disk ended. ``moved_bytes`` is what was copied between image files.
 
     ``fingerprints`` gives the new fingerprint of each file that was rewritten, by path; ``new_backing`` is what
-    the children stand on now.
+    the children stand on now. ``altered`` is the new fingerprint of a frozen file that is still there and into which
+    its child's data were begun to be written: it no longer holds what it held.
     """
 
     target: str
@@ -212,6 +218,7 @@ class VolumeOutcome(Answer, kw_only=True, frozen=True):
     error: Problem | None = None
     fingerprints: dict[str, str] = {}
     new_backing: str | None = None
+    altered: str | None = None
 
 
 class Transaction(Answer, kw_only=True, frozen=True):

@@ -6,7 +6,15 @@ from agent.web.errors import InvalidRequest
 from agent.web.routes import Header, Route, route
 from agent.wire.fleet import AddHost, Host
 from controller import names
-from controller.errors import AgentRefusedToken, HostBusy, HostExists, HostNotFound, HostUnreachable, NameInvalid
+from controller.errors import (
+    AgentRefusedToken,
+    HostBusy,
+    HostExists,
+    HostNotFound,
+    HostUnreachable,
+    HostUrlTaken,
+    NameInvalid,
+)
 from controller.hosts import Hosts
 
 LOCATION = Header("Location", "The host", required=True)
@@ -20,14 +28,14 @@ class EnrolmentRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        adding = (NameInvalid, HostExists, HostUnreachable, AgentRefusedToken, AgentProblem)
+        adding = (NameInvalid, HostExists, HostUrlTaken, HostUnreachable, AgentRefusedToken, AgentProblem)
         return [
             route("POST", "/v1/hosts", self.add, status=201, role="admin", answer_headers=(LOCATION,), errors=adding),
             route("DELETE", "/v1/hosts/{name}", self.remove, status=204, role="admin", errors=(HostNotFound, HostBusy)),
         ]
 
     async def add(self, call: Call, body: AddHost) -> Reply[Host]:
-        """Enroll a host: its agent must answer at this URL, to this token."""
+        """Enrol a host: its agent must answer at this URL, to this token."""
         names.check_handle("Host", body.name)
         if not body.agent_token or not body.agent_token.isprintable() or not body.agent_token.isascii():
             raise InvalidRequest(where="body.agent_token", reason="expected one line of visible ASCII characters")

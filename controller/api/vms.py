@@ -1,21 +1,32 @@
-"""VMs and the copies of their host files."""
+"""VMs, their volumes and the copies of their host files; forgetting a VM."""
 
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from agent.web import etag
 from agent.web.call import Call
+from agent.web.errors import PreconditionFailed
 from agent.web.paging import PageQuery, page_of
 from agent.web.routes import BYTES, Header, Route, route
 from agent.wire.base import Page
-from agent.wire.fleet import Vm, VmHostFile
+from agent.wire.fleet import Vm, VmHostFile, VmVolume
 from agent.wire.host_file import HostFileType
 from agent.wire.vm import VmState
 from controller.api import pages
-from controller.db import Database, read
-from controller.errors import ContentCorrupt, ContentMissing, HostFileNotHeld, VmAmbiguous, VmNotFound
-from controller.store import host_files, vms
+from controller.api.conditions import IF_MATCH, change
+from controller.db import Database, read, write
+from controller.errors import (
+    ContentCorrupt,
+    ContentMissing,
+    HostFileNotHeld,
+    SnapshotProtected,
+    VmAmbiguous,
+    VmBusy,
+    VmNotFound,
+)
+from controller.store import host_files, vms, volumes
 
 ETAG = Header("ETag", "SHA-256 of the bytes, in quotes", required=True)
 IF_NONE_MATCH = Header("If-None-Match", "Answer 304 where the ETag is still this")
@@ -42,6 +53,15 @@ class VmRoutes:
         return [
             route("GET", "/v1/vms", self.list),
             route("GET", one, self.show, errors=_FINDING),
+            route(
+                "DELETE",
+                one,
+                self.forget,
+                role="operator",
+                headers=(IF_MATCH,),
+                errors=(*_FINDING, VmBusy, SnapshotProtected, PreconditionFailed),
+            ),
+            route("GET", f"{one}/volumes", self.volumes, errors=_FINDING),
             route("GET", f"{one}/host-files", self.host_files, errors=_FINDING),
             route(
                 "GET",
@@ -72,6 +92,18 @@ class VmRoutes:
         """Show one VM."""
         return await self._db.run(_find, vm)
 
+    async def forget(self, call: Call, vm: str) -> Vm:
+        """Forget a VM, and answer with it as it was: its records, host files, snapshots and their backup files go.
+
+        Nothing on a host changes: disks and frozen files are left. A VM that a host still defines is shown again,
+        without its history, when that host is looked at next. One with a protected snapshot is refused.
+        """
+        return await self._db.run(_forget, call, vm)
+
+    async def volumes(self, call: Call, vm: str, query: PageQuery) -> Page[VmVolume]:
+        """List a VM's volumes with the chain of each: files, sizes and whose frozen file each is."""
+        return page_of(await self._db.run(_volumes, vm), query, lambda one: one.target)
+
     async def host_files(self, call: Call, vm: str, query: PageQuery) -> Page[VmHostFile]:
         """List the copies that are held of a VM's host files."""
         found = await self._db.run(_find, vm)
@@ -99,3 +131,14 @@ def _find(text: str) -> Vm:
 def _content(text: str, type_: HostFileType) -> tuple[Any, bytes]:
     with read():
         return host_files.data(vms.resolve(text), type_)
+
+
+def _forget(call: Call, text: str) -> Vm:
+    with write():
+        uuid = vms.resolve(text)
+        return change(call, f"VM {text}", partial(vms.get, uuid), partial(vms.forget, uuid))
+
+
+def _volumes(text: str) -> list[VmVolume]:
+    with read():
+        return volumes.of_vm(vms.resolve(text))

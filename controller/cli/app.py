@@ -13,7 +13,7 @@ from typer.exceptions import Abort, TyperException
 
 from agent.web.errors import InternalError
 from agent.wire.problem import Problem
-from controller.cli import backup, events, host, operation, snapshot, token, vm
+from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
 from controller.cli.session import JsonOption, NoWaitOption, Options, TokenFileOption, UrlOption, command, print_json
 
@@ -22,7 +22,10 @@ NAME = "coldframe"
 app = typer.Typer(name=NAME, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 for module in (host, vm, snapshot, backup, operation, token):
     app.add_typer(module.app, name=module.__name__.rpartition(".")[2])
+for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect, snapshot_verify.verify):
+    command(snapshot.app, more.__name__)(more)
 command(app, "events")(events.events)
+command(app, "doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -68,15 +68,22 @@ def create(
     body = BackupHostFiles(owners=owner)
     answer = session.client.change("POST", path("vms", vm, "backup-host-files"), Operation, body, key=str(uuid4()))
 
-    def show_made(_ended: Operation) -> None:
+    def show_made(ended: Operation) -> None:
         made = [
             file
             for one in dict.fromkeys(owner)
             for file in session.client.items(path("backup-files"), BackupFile, owner=str(one))
         ]
-        session.show(made, lambda: _table(session, made))
+        session.show(made, lambda: _tell_made(session, made, ended))
 
     settle(session, answer, show_made)
+
+
+def _tell_made(session: Session, made: list[BackupFile], ended: Operation) -> None:
+    _table(session, made)
+    if ended.result.get("source") == "last-sync":
+        as_of, reason = ended.result.get("as_of"), ended.result.get("reason")
+        session.out.print(f"They are the copies from {printable(as_of)}, when it last stopped: {printable(reason)}")
 
 
 def _table(session: Session, found: list[BackupFile]) -> None:

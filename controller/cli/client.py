@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -55,6 +55,13 @@ class Client:
     def get(self, where: str, kind: type[T], **query: str | int) -> T:
         """Read one resource."""
         return self._decode(where, kind, self._runner.run(self._call("GET", where, query=query))[1])
+
+    def edit(self, where: str, kind: type[T], body_of: Callable[[T], Any]) -> T:
+        """Change a resource, by a body made from how it is now: a change by somebody else in between is a 412."""
+        _, data, tag = self._runner.run(self._tagged("GET", where))
+        body = body_of(self._decode(where, kind, data))
+        _, data, _ = self._runner.run(self._tagged("PATCH", where, body=body, headers={"If-Match": tag} if tag else {}))
+        return self._decode(where, kind, data)
 
     def items(self, where: str, kind: type[T], **query: str | int) -> list[T]:
         """Read a whole list, page after page."""
@@ -128,7 +135,11 @@ class Client:
         except msgspec.DecodeError as err:
             raise NotAController(url=self.url, reason=f"the answer to {where} cannot be read ({err})") from err
 
-    async def _call(
+    async def _call(self, method: str, where: str, **more: Any) -> tuple[int, bytes]:
+        status, content, _ = await self._tagged(method, where, **more)
+        return status, content
+
+    async def _tagged(
         self,
         method: str,
         where: str,
@@ -136,14 +147,15 @@ class Client:
         query: dict[str, str | int] | None = None,
         body: Any = None,
         headers: dict[str, str] | None = None,
-    ) -> tuple[int, bytes]:
+    ) -> tuple[int, bytes, str | None]:
+        """Return the answer's status, body and ETag."""
         data = None if body is None else msgspec.json.encode(body)
         extra = {"Content-Type": "application/json"} if data is not None else {}
         try:
             async with self._request(method, where, query, data, {**extra, **(headers or {})}) as answer:
                 content = await answer.read()
                 self._check(answer, content)
-                return answer.status, content
+                return answer.status, content, answer.headers.get("ETag")
         except (aiohttp.ClientError, TimeoutError, ValueError) as err:
             raise ControllerUnreachable(url=self.url, reason=_reason(err)) from err
 
@@ -181,6 +193,10 @@ class Client:
 
 def _reason(err: Exception) -> str:
     """Say in a few words why there was no answer."""
+    if isinstance(err, aiohttp.ClientConnectorCertificateError):
+        return f"TLS: {err.certificate_error}"
+    if isinstance(err, aiohttp.ClientSSLError):  # its errno is OpenSSL's own, and means something else to the system
+        return f"TLS: {err.os_error}"
     if isinstance(err, aiohttp.ClientConnectorError) and err.os_error.errno:
         return os.strerror(err.os_error.errno)
     if isinstance(err, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):

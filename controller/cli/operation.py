@@ -5,7 +5,7 @@ from uuid import UUID
 
 import typer
 
-from agent.wire.operation import Operation
+from agent.wire.operation import Operation, OperationState
 from controller.cli.client import path
 from controller.cli.session import Session, command
 from controller.cli.text import table, when
@@ -20,9 +20,7 @@ Id = Annotated[UUID, typer.Argument(help="The operation's UUID.", metavar="ID")]
 @command(app, "list")
 def list_(
     session: Session,
-    state: Annotated[
-        str | None, typer.Option(help="Only those that are queued, running, succeeded, failed or cancelled.")
-    ] = None,
+    state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,
 ) -> None:
     """List operations."""
     found = session.client.items(path("operations"), Operation, **({"state": state} if state else {}))

@@ -80,9 +80,13 @@ class Session:
         """The controller's API, reached at the first use. Raises SettingsError for an unusable token file."""
         if self._client is None:
             url = self.options.url or os.environ.get("COLDFRAME_URL") or DEFAULT_URL
-            token_file = self.options.token_file or os.environ.get("COLDFRAME_TOKEN_FILE")
-            self._client = Client(url, read_secret_file(Path(token_file)) if token_file else None)
+            token_file = self._token_file()
+            self._client = Client(url, read_secret_file(token_file) if token_file else None)
         return self._client
+
+    def _token_file(self) -> Path | None:
+        named = self.options.token_file or os.environ.get("COLDFRAME_TOKEN_FILE")
+        return Path(named) if named else None
 
     def show(self, document: Any, human: Callable[[], None]) -> None:
         """Print the document with ``--json``, else call ``human``."""
@@ -98,7 +102,9 @@ class Session:
         else:
             self.err.print(f"Error: {problem.detail}", style="red")
             if problem.status == 401:
-                self.err.print("Say who you are with --token-file or COLDFRAME_TOKEN_FILE")
+                file = self._token_file()
+                refused = f"The token in {file} was refused; give another with --token-file"
+                self.err.print(refused if file else "Say who you are with --token-file or COLDFRAME_TOKEN_FILE")
         return exit_status(problem)
 
 

@@ -42,7 +42,7 @@ def create(  # noqa: PLR0917 - one parameter for each option of the command
     body = CreateSnapshot(
         name=name,
         description=description,
-        labels=_labels(label or []),
+        labels=labels_of(label or []),
         host_files=host_files,
         exclude=exclude or [],
         uuid=uuid,
@@ -163,7 +163,8 @@ def delete(session: Session, id: Id) -> None:
     )
 
 
-def _labels(given: list[str]) -> dict[str, str]:
+def labels_of(given: list[str]) -> dict[str, str]:
+    """Return labels as they are given on the command line. Raises BadParameter."""
     labels = {}
     for one in given:
         key, equals, value = one.partition("=")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from agent.wire.fleet import Vm
+from agent.wire.fleet import Vm, VmVolume
 from agent.wire.operation import Operation
 from controller.cli.client import path
 from controller.cli.session import Session, command
@@ -33,30 +33,39 @@ def show(session: Session, vm: VmArgument) -> None:
     session.show(found, lambda: _print(session, found))
 
 
+@command(app, "volumes")
+def volumes(session: Session, vm: VmArgument) -> None:
+    """List a VM's disks with every file of their chains: depth, sizes and the snapshot that owns each file."""
+    found = session.client.items(path("vms", vm, "volumes"), VmVolume)
+    session.show(found, lambda: _print_volumes(session, found))
+
+
 @command(app, "sync")
 def sync(session: Session, vm: VmArgument) -> None:
     """Fetch the VM's host files from its host now."""
     answer = session.client.change("POST", path("vms", vm, "sync"), Operation)
-    settle(
-        session,
-        answer,
-        lambda ended: session.show(ended, lambda: session.out.print(f"Host files of {printable(vm)} are synced")),
-    )
+    settle(session, answer, lambda ended: session.show(ended, lambda: _tell_synced(session, vm, ended)))
+
+
+def _tell_synced(session: Session, vm: str, ended: Operation) -> None:
+    """Say what was copied and what was not: a VM that runs is only looked at, and a file may be missing."""
+    copied, failed = ended.result.get("host_files", {}), ended.result.get("failed", [])
+    if ended.result.get("skipped"):
+        session.out.print(f"Nothing was copied: {printable(ended.result['skipped'])}")
+        return
+    for one in failed:
+        session.out.print(f"The {printable(one['type'])} was not copied: {printable(one['reason'])}")
+    if copied or not failed:
+        held = f": {', '.join(map(printable, copied))}" if copied else ""
+        session.out.print(f"Host files of {printable(vm)} are synced{held}")
 
 
 @command(app, "forget")
 def forget(session: Session, vm: VmArgument) -> None:
-    """Forget a VM: its records, its snapshots' records and all backup files go. Its disks stay."""
+    """Forget a VM: its records, its snapshots' records and all backup files go. Disks and frozen files stay."""
     found = session.client.get(path("vms", vm), Vm)
-    answer = session.client.act("DELETE", path("vms", str(found.uuid)))
-
-    def tell() -> None:
-        session.show(found, lambda: session.out.print(f"VM {printable(found.name)} is forgotten; its disks were left"))
-
-    if answer is None:
-        tell()
-    else:
-        settle(session, answer, lambda _ended: tell())
+    session.client.act("DELETE", path("vms", str(found.uuid)))
+    session.show(found, lambda: session.out.print(f"VM {printable(found.name)} is forgotten; its disks were left"))
 
 
 def _print(session: Session, vm: Vm) -> None:
@@ -98,3 +107,18 @@ def _print(session: Session, vm: Vm) -> None:
             for one in vm.host_files
         ]
         table(session.out, ("HOST FILE", "SIZE", "SYNCED", "DIRTY SINCE", "PROBLEM"), files)
+
+
+def _print_volumes(session: Session, found: list[VmVolume]) -> None:
+    """Print one line for each file, the top file of each disk first."""
+    rows: list[tuple[object, ...]] = []
+    for one in found:
+        if not one.chain:
+            rows.append((one.target, "-", size(one.virtual_size_bytes), "-", one.problem or one.excluded_because, ""))
+        for number, file in enumerate(one.chain):
+            owners = " ".join(map(str, file.snapshots)) or ("top" if number == 0 else "-")
+            place = f"{number + 1} of {one.depth}"
+            rows.append(
+                (one.target, place, size(file.virtual_size_bytes), size(file.allocated_bytes), file.path, owners)
+            )
+    table(session.out, ("DISK", "FILE", "SIZE", "ALLOCATED", "PATH", "FROZEN FOR"), rows)

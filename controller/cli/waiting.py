@@ -23,17 +23,20 @@ PATIENCE_S = 60
 RETRY_S = 1
 
 
-def wait(session: Session, operation: Operation) -> Operation:
+def wait(session: Session, operation: Operation, *, parked: bool = False) -> Operation:
     """Return the operation once it has succeeded. Raises Answered with its Problem where it did not.
+
+    With ``parked`` one that waits for its VM to stop is returned too, as it is: that may take days.
 
     The operation does not need this process: an interrupted wait says how to go on.
     """
     try:
-        ended = _watch(session, operation) if session.err.is_terminal else _poll(session, operation, UNWATCHED_S)
+        look = _watch if session.err.is_terminal else _poll
+        ended = look(session, operation, parked)
     except KeyboardInterrupt:
         session.err.print(f"\nThe operation goes on. To wait for it: coldframe operation wait {operation.uuid}")
         raise
-    if ended.state == "succeeded":
+    if ended.state == "succeeded" or ended.is_parked:
         return ended
     raise Answered(ended.error or cancelled(ended))
 
@@ -49,11 +52,15 @@ def cancelled(operation: Operation) -> Problem:
     )
 
 
-def _watch(session: Session, operation: Operation) -> Operation:
+def _goes_on(operation: Operation, parked: bool) -> bool:
+    return operation.state not in OPERATION_ENDED and not (parked and operation.is_parked)
+
+
+def _watch(session: Session, operation: Operation, parked: bool) -> Operation:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=session.err, transient=True) as bar:
         task = bar.add_task(f"{operation.kind}: {operation.step}", total=None)
-        while operation.state not in OPERATION_ENDED:
+        while _goes_on(operation, parked):
             operation = _ask(session, operation, WATCHED_S)
             done = operation.progress
             bar.update(
@@ -65,9 +72,12 @@ def _watch(session: Session, operation: Operation) -> Operation:
     return operation
 
 
-def _poll(session: Session, operation: Operation, wait_s: int) -> Operation:
-    while operation.state not in OPERATION_ENDED:
+def _poll(session: Session, operation: Operation, parked: bool) -> Operation:
+    """Ask rarely; an operation that may begin to wait for its VM just after it was accepted, soon once."""
+    wait_s = WATCHED_S if parked else UNWATCHED_S
+    while _goes_on(operation, parked):
         operation = _ask(session, operation, wait_s)
+        wait_s = UNWATCHED_S
     return operation
 
 
@@ -110,8 +120,18 @@ def settle(session: Session, answer: T | Operation, then: Callable[[Operation], 
         raise NotAController(url=session.client.url, reason="it did not answer with an operation")
     if session.options.no_wait:
         show_operation(session, answer)
+        return
+    ended = wait(session, answer, parked=True)
+    if ended.is_parked:
+        session.show(ended, lambda: _tell_parked(session, ended))
     else:
-        then(wait(session, answer))
+        then(ended)
+
+
+def _tell_parked(session: Session, operation: Operation) -> None:
+    session.out.print(f"Accepted: operation {operation.uuid} is worked off when the VM stops")
+    session.out.print(f"To wait for that:  coldframe operation wait {operation.uuid}")
+    session.out.print(f"To withdraw it:    coldframe operation cancel {operation.uuid}")
 
 
 def operation_facts(operation: Operation) -> list[tuple[str, object]]:

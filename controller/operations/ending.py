@@ -15,7 +15,7 @@ from agent.wire.transaction import Transaction, VolumeOutcome
 from controller.db import write
 from controller.errors import SnapshotNotFound
 from controller.operations.job import CONCLUDED
-from controller.store import groups, operations, snapshots
+from controller.store import bases, groups, operations, snapshots
 from controller.store.groups import NewGroup
 
 _KEY = "ending "
@@ -25,14 +25,18 @@ class Ending(Request, kw_only=True, frozen=True):
     """What a transaction does to the records. Remembered by an operation before its first change.
 
     ``snapshot`` is made, reverted to or deleted; ``undo`` is the undo point of a revert. ``moves_current`` is
-    false for a revert of single volumes.
+    false for a revert of single volumes. ``kept`` are the disks of a deletion whose files stay as hidden bases;
+    ``bases`` (by target) are the hidden bases on ``host`` that a merge takes away.
     """
 
-    kind: Literal["snapshot", "revert", "delete"]
+    kind: Literal["snapshot", "revert", "delete", "merge"]
     transaction: UUID
     snapshot: UUID
     undo: UUID | None = None
     moves_current: bool = True
+    kept: list[str] = []
+    host: str = ""
+    bases: dict[str, str] = {}
 
     def promised(self) -> dict[str, Any]:
         """Return what an operation remembers before it begins the transaction."""
@@ -64,42 +68,77 @@ def concluded(
 
 
 def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:
-    """Record that the host carried it out; return the disks of a deletion that could not be done."""
+    """Record that the host carried it out; return the disks of a deletion or merge that could not be done."""
     with write():
         if ending.kind == "snapshot":
             groups.ready(ending.snapshot)
         elif ending.kind == "revert":
             groups.reverted(ending.snapshot, ending.undo, moves_current=ending.moves_current)
+        elif ending.kind == "delete":
+            return _deleted(ending, view.outcomes)
         else:
-            return _deleted(ending.snapshot, view.outcomes)
+            return _merged(ending, view.outcomes)
         return []
 
 
-def _deleted(snapshot: UUID, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome]:
+def deleted(operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any]) -> list[VolumeOutcome]:
+    """Record a deletion, and where every disk is done remember the result; return the disks that are not."""
+    with write():
+        failed = committed(ending, view)
+        if not failed:
+            operations.progress(operation, memo={CONCLUDED: result})
+        return failed
+
+
+def _merged(ending: Ending, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome]:
+    """Each base that is gone goes from the records; what was moved off the others has been moved."""
+    for one in outcomes:
+        path = ending.bases.get(one.target, "")
+        bases.record(ending.host, path, one)
+    return [one for one in outcomes if not one.done]
+
+
+def _deleted(ending: Ending, outcomes: list[VolumeOutcome]) -> list[VolumeOutcome]:
     """The snapshot goes with its backup files when every disk is done, and stays whole in what is left until then."""
+    snapshot = ending.snapshot
     backings = {volume.target: volume.backing for volume in snapshots.group(snapshot).volumes}
     for outcome in outcomes:
         # While one disk fails the host keeps every frozen file, but what was moved off them has been moved.
-        groups.rebased(snapshot, outcome.target, outcome.fingerprints)
+        _moved(snapshot, outcome)
         if outcome.done:
             groups.merged(snapshot, outcome.target, {}, outcome.new_backing or backings.get(outcome.target))
-    left = {volume.target for volume in snapshots.group(snapshot).volumes if not volume.merged}
+    left = {volume.target for volume in snapshots.group(snapshot).volumes if not volume.merged} - set(ending.kept)
     if left:
         groups.settle(snapshot)
     else:
-        groups.remove(snapshot)
+        groups.remove(snapshot, ending.kept)
     told = {outcome.target: outcome for outcome in outcomes}
     return [told.get(target, VolumeOutcome(target=target, done=False)) for target in sorted(left)]
 
 
-def undone(ending: Ending) -> None:
-    """Record that nothing came of it: what it was to make goes, the rest is ready as before. Again: no effect."""
+def _moved(snapshot: UUID, outcome: VolumeOutcome) -> None:
+    groups.rebased(snapshot, outcome.target, outcome.fingerprints)
+    if outcome.altered is not None:
+        groups.altered(snapshot, outcome.target, outcome.altered)
+
+
+def undone(ending: Ending, view: Transaction | None = None) -> None:
+    """Record that nothing came of it: what it was to make goes, the rest is ready as before. Again: no effect.
+
+    A deletion that was stopped (``view``) has moved children off frozen files that are all still there.
+    """
     with write():
+        if ending.kind == "merge":
+            if view is not None:
+                _merged(ending, view.outcomes)
+            return
         made = ending.snapshot if ending.kind == "snapshot" else ending.undo
         if made is not None:
             _remove_unfinished(made, ending.transaction)
         if ending.kind != "snapshot":
             try:
+                for outcome in [] if view is None else view.outcomes:
+                    _moved(ending.snapshot, outcome)
                 groups.settle(ending.snapshot)
             except SnapshotNotFound:
                 return

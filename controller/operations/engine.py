@@ -26,7 +26,7 @@ from agent.wire.problem import Problem
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
-from controller.operations.job import CONCLUDED, Job, Patience
+from controller.operations.job import CONCLUDED, Job, Parked, Patience
 from controller.store import operations
 
 log = logging.getLogger("coldframe.operations")
@@ -45,12 +45,14 @@ class Limits:
     """``per_host``: operations at once on one host; two keep a disk busy and leave the guests their share.
 
     ``owner_lease_s``: after a crash nobody touches this engine's operations for so long; it is renewed at a third.
-    ``record_retry_s``: between tries to record an end that the database refused to take.
+    ``record_retry_s``: between tries to record an end that the database refused to take. ``parked_s``: an operation
+    that waits for its VM to stop is not tried again for so long, though the VM is recorded as off: it may be starting.
     """
 
     per_host: int = 4
     owner_lease_s: float = 15.0
     record_retry_s: float = 2.0
+    parked_s: float = 5.0
     patience: Patience = field(default_factory=Patience)
 
 
@@ -100,12 +102,16 @@ class Engine:
         self._nudge.set()
 
     async def wait(self, uuid: UUID, timeout_s: float) -> Operation:
-        """Return the operation when it has ended, or as it is after ``timeout_s``. Raises OperationNotFound."""
+        """Return the operation when it has ended, or as it is after ``timeout_s``. Raises OperationNotFound.
+
+        One that comes to wait for its VM to stop is returned too: that may take days.
+        """
         version = self.db.version
         operation = await self.db.run(operations.get, uuid)
+        parked = operation.is_parked
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while operation.state not in OPERATION_ENDED:
+                while operation.state not in OPERATION_ENDED and operation.is_parked <= parked:
                     await self.db.changed(version)
                     version = self.db.version
                     operation = await self.db.run(operations.get, uuid)
@@ -114,11 +120,13 @@ class Engine:
     async def cancel(self, uuid: UUID) -> Operation:
         """Cancel: a queued operation ends at once, a running one before its next step, unless commit was sent.
 
+        A deletion can be stopped even then, until its host has begun to write to frozen files.
+
         Raises OperationNotFound, OperationNotCancellable.
         """
         held = self._jobs.get(uuid)
         if held is not None:
-            if held[0].sealed:
+            if held[0].sealed and not held[0].stoppable:
                 raise OperationNotCancellable(operation=uuid, state="being committed")
             held[0].cancelled = True
         operation = await self.db.run(operations.cancel, uuid)
@@ -182,6 +190,9 @@ class Engine:
             ended = await outcome(self.kinds[job.row.operation.kind](job))
             if not isinstance(ended, Exception):
                 return ended
+            if isinstance(ended, Parked):
+                await self._take_back(job)
+                return ended
             if left and job.in_doubt and not isinstance(ended, OutcomeUnknown):
                 log.error(kv("operation-run-again", operation=job.uuid), exc_info=ended)
                 await asyncio.sleep(self.limits.record_retry_s)
@@ -222,7 +233,10 @@ class Engine:
 
     async def _record(self, job: Job, ended: dict[str, Any] | Exception) -> None:
         state: OperationState = "succeeded"
-        if isinstance(ended, Exception):
+        if isinstance(ended, Parked):
+            await self.db.run(operations.park, job.uuid, self.limits.parked_s)
+            log.info(kv("operation-parked", operation=job.uuid, vm=job.row.operation.vm))
+        elif isinstance(ended, Exception):
             state = "cancelled" if isinstance(ended, OperationCancelled) else "failed"
             error = self.problem_of(job, ended)
             await self.db.run(operations.finish, job.uuid, state, error=error)

@@ -30,6 +30,13 @@ CONCLUDED = "concluded"
 _SEALED = "sealed "
 
 
+class Parked(Exception):
+    """Raised by a job that can only be done while its VM is off: it waits for that, outside the queue.
+
+    Nothing that the job has begun may stand, but for what ``on_failure`` takes back.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """How long, and with how much, an operation bears with a host.
@@ -58,6 +65,8 @@ class Job:
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
     cancelled: bool = False
+    #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
+    stoppable: bool = False
 
     def __post_init__(self) -> None:
         self._begin()
@@ -121,7 +130,8 @@ class Job:
 
     def id_for(self, role: str) -> UUID:
         """Return the UUID of what this operation makes, the same one at every run."""
-        return uuid5(self.uuid, role)
+        tries = self.row.memo.get(operations.TRIES, 0)  # what it began before it was parked has ended
+        return uuid5(self.uuid, f"{role} {tries}" if tries else role)
 
     def wanted(self, kind: type[T]) -> T:
         """Return the caller's request as its type."""

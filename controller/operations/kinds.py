@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from controller.operations import (
     backup_host_files,
     clone,
+    repair,
     revert,
     snapshot_create,
     snapshot_delete,
     sync,
     ungroup,
+    verify,
+    verify_all,
 )
 from controller.operations.engine import Run
 
@@ -20,6 +23,9 @@ KINDS: Mapping[str, Run] = {
     "snapshot-clone": clone.run,
     "snapshot-ungroup": ungroup.run,
     "vm-clone": clone.run_of_vm,
+    "snapshot-verify": verify.run,
+    "fleet-verify": verify_all.run,
+    "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

@@ -48,7 +48,7 @@ async def _settle_one(old: Job, promised: Ending) -> None:
     if view is not None and view.state == "committed":
         await old.db.run(ending.committed, promised, view)
     else:
-        await old.db.run(ending.undone, promised)
+        await old.db.run(ending.undone, promised, view)
 
 
 async def _settle_unclaimed(job: Job, one: Snapshot) -> None:

@@ -15,14 +15,17 @@ from agent.wire.base import Request
 from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
 from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
+from controller.operations import bases as merging
 from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
 from controller.operations.snapshot_create import completeness
-from controller.store import backup_files, groups, snapshots, vms
+from controller.store import backup_files, bases, groups, snapshots, vms
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
 from controller.store.snapshots import Group
+
+_HELD = "held"
 
 
 class Wanted(Request, kw_only=True, frozen=True):
@@ -42,7 +45,8 @@ async def run(job: Job) -> dict[str, Any]:
         result = await _go_back(job, wanted)
     remarks = await (sync.refreshed(job) if wanted.volumes is not None else sync.looked(job))
     retired = await _retire(job, UUID(result["undo_point"]), remarks) if result["undo_point"] else []
-    return {**result, "retired_undo_points": retired, "remarks": remarks}
+    moved = await merging.merge(job, remarks)
+    return {**result, "retired_undo_points": retired, "moved_bytes": moved, "remarks": remarks}
 
 
 async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
@@ -56,9 +60,9 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
         undo=job.id_for("undo") if wanted.undo_point else None,
         moves_current=wanted.volumes is None,
     )
-    request = build_request(job, wanted, group, end)
+    request = build_request(job, wanted, group, end, await _held(job, wanted))
     job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
-    await job.step("prepare", end.promised())
+    await job.step("prepare", {**end.promised(), _HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
     async with transaction.leased(job, view.id):
@@ -79,14 +83,22 @@ def _bytes_of(group: Group) -> dict[HostFileType, bytes]:
     return {one.type: backup_files.data(one.uuid) for one in group.backups}
 
 
-def build_request(job: Job, wanted: Wanted, group: Group, end: Ending) -> RevertRequest:
+async def _held(job: Job, wanted: Wanted) -> list[str]:
+    """Return the files that must stay where the present state does not; the same at every run of the job."""
+    if wanted.undo_point:
+        return []
+    known = job.recalled(_HELD, list[str])
+    return await job.db.run(snapshots.held, job.vm, job.host) if known is None else known
+
+
+def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: list[str]) -> RevertRequest:
     """Say what goes back. Raises InvalidRequest, SnapshotPartlyDeleted."""
     alone = wanted.volumes is not None
     targets = {volume.target for volume in group.volumes} if wanted.volumes is None else set(wanted.volumes)
     volumes = [volume for volume in group.volumes if volume.target in targets]
     if unknown := targets - {volume.target for volume in volumes}:
         raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
-    if gone := [volume.target for volume in volumes if volume.merged]:
+    if gone := [volume.target for volume in volumes if volume.merged or volume.altered]:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
@@ -101,6 +113,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending) -> Revert
         excluded=group.snapshot.excluded,
         alone=alone,
         undo=end.undo,
+        held=held,
         lease_s=job.patience.lease_s,
     )
 
@@ -193,10 +206,10 @@ async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
 async def _retire_one(job: Job, uuid: UUID) -> bool:
     """Delete one, unless something stands on it or it is protected: return whether it went."""
     group = await job.db.run(snapshots.group, uuid)
-    facts = await job.db.run(vms.definition, job.vm, job.host)
-    stood_on = [await snapshot_delete.children_of(job, facts, one) for one in group.volumes if not one.merged]
+    left = [volume for volume in group.volumes if not volume.merged]
+    stood_on = [await job.db.run(bases.children, volume.host, volume.path) for volume in left]
     if group.snapshot.protected or any(stood_on):
         return False
     end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
-    await snapshot_delete.merge(job, end, group)
+    await snapshot_delete.merge(job, end, group, {})
     return True

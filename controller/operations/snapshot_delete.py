@@ -1,21 +1,24 @@
-"""Delete a snapshot: its frozen files are merged away, then its records and backup files go.
+"""Delete a snapshot, wherever it stands in the tree: its frozen files are merged away, then its records go.
 
-A disk that cannot be merged keeps the snapshot, with its backup files and the other disks' outcome, so that the
-call can be repeated. This version merges where at most one file stands on each frozen file; a node that carries
-more is refused and says so.
+A file on which several others stand, or another VM, is kept as a hidden base; bases that are left with one child by it
+are merged away in the same operation. A disk that cannot be merged keeps the snapshot, with its backup files and the
+other disks' outcome, so that the call can be repeated. While the VM runs the deletion waits for it to stop.
 """
 
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
+from agent.client import AgentProblem
 from agent.wire.base import Request
 from agent.wire.transaction import DeleteRequest, DoomedVolume, Transaction, VolumeOutcome
-from agent.wire.vm import HostVm
-from controller.errors import DisksNotDeleted, SnapshotHasChildren, SnapshotNotFound
-from controller.operations import ending, leftovers, sync, transaction
+from controller.errors import DisksNotDeleted, FrozenFileHeld, OperationCancelled, SnapshotProtected
+from controller.operations import bases, ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
-from controller.operations.job import Job
+from controller.operations.job import CONCLUDED, Job, Parked
+from controller.store import bases as store
 from controller.store import groups, snapshots
 from controller.store.snapshots import Group, GroupVolume
 
@@ -26,73 +29,117 @@ class Wanted(Request, kw_only=True, frozen=True):
     snapshot: UUID
 
 
+class Fate(Request, kw_only=True, frozen=True):
+    """What becomes of the files of a snapshot: these are merged away, those targets stay as hidden bases."""
+
+    doomed: list[DoomedVolume]
+    kept: list[str]
+
+
+#: States in which a host may be asked; what it answers while the VM is not at rest.
+_AT_REST = frozenset({"shut-off", "unknown"})
+_NOT_AT_REST = frozenset({"domain-running", "domain-paused", "domain-starting"})
+
+
 async def run(job: Job) -> dict[str, Any]:
-    """Delete it. Raises SnapshotNotFound where another call did so before, DisksNotDeleted, SnapshotHasChildren."""
+    """Delete it. Raises SnapshotNotFound where another call did so before, Parked, and what ``merge`` raises."""
     wanted = job.wanted(Wanted)
-    await leftovers.settle(job)
+    result = job.recalled(CONCLUDED, dict[str, Any])
+    if result is None:
+        await leftovers.settle(job)
+        result = await _delete(job, wanted)
+    remarks = await sync.refreshed(job)
+    moved = await bases.merge(job, remarks)
+    return {**result, "moved_bytes": result["moved_bytes"] + moved, "remarks": remarks}
+
+
+async def _delete(job: Job, wanted: Wanted) -> dict[str, Any]:
     end = Ending(kind="delete", transaction=job.id_for("transaction"), snapshot=wanted.snapshot)
     await job.step("check")
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    if group.snapshot.protected:
+        raise SnapshotProtected(snapshot=wanted.snapshot)
+    if not job.is_sealed(end.transaction) and (await sync.refresh(job)).state not in _AT_REST:
+        raise Parked
+    job.stoppable = True
     try:
-        group = await job.db.run(snapshots.group, wanted.snapshot)
-    except SnapshotNotFound:
-        if not ending.endings(job.memo):
-            raise
-        # An earlier run of this job committed and removed the records, and died before it could say so.
-        return {"snapshot": str(wanted.snapshot), "remarks": []}
-    result = {"snapshot": str(wanted.snapshot), "moved_bytes": await merge(job, end, group)}
-    job.recorded(end.transaction, result)
-    return {**result, "remarks": await sync.refreshed(job)}
+        return await merge(job, end, group, {"snapshot": str(wanted.snapshot)})
+    except (AgentProblem, transaction.HostRefused) as err:
+        if err.problem().code in _NOT_AT_REST:
+            raise Parked from err
+        if job.cancelled and err.problem().code == "aborted":
+            raise OperationCancelled(operation=job.uuid) from err
+        raise
+    finally:
+        job.stoppable = False
 
 
-async def merge(job: Job, end: Ending, group: Group) -> int:
-    """Merge the disks of a group away and remove its records; return the bytes that were moved."""
-    doomed = job.recalled(f"doomed {end.snapshot}", list[DoomedVolume])
-    if doomed is None:
-        doomed = await doomed_volumes(job, group)
+async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> dict[str, Any]:
+    """Merge the disks of a group away and remove its records; return the result with the bytes that were moved.
+
+    A result that is not empty is the operation's own and is remembered with the end. Raises DisksNotDeleted,
+    FrozenFileHeld.
+    """
+    key = f"fate {end.transaction}"
+    fate = job.recalled(key, Fate) or await fate_of(job, group)
+    end = msgspec.structs.replace(end, kept=fate.kept)
     job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
-    # The children are remembered: after the merge the host shows others, and the request must stay the same.
-    await job.step("prepare", {**end.promised(), f"doomed {end.snapshot}": doomed})
+    # It is remembered: after the merge the host shows other children, and the request must stay the same.
+    await job.step("prepare", {**end.promised(), key: fate})
     await job.db.run(groups.begin, end.snapshot, "deleting")
-    if not doomed:
-        await job.db.run(ending.committed, end, _nothing_left(job, end))
-        job.recorded(end.transaction)
-        return 0
-    request = DeleteRequest(vm=job.vm, snapshot=end.snapshot, volumes=doomed, lease_s=job.patience.lease_s)
-    view = await transaction.prepare(job, end.transaction, request)
-    async with transaction.leased(job, end.transaction):
-        view = await transaction.commit(job, view)
-    failed = await job.db.run(ending.committed, end, view)
-    job.recorded(end.transaction)
+    view = await _carried_out(job, end, fate.doomed) if fate.doomed else _nothing_left(job, end)
+    told = {**result, "hidden": fate.kept, "moved_bytes": sum(one.moved_bytes for one in view.outcomes)}
+    if result:
+        failed = await job.db.run(ending.deleted, job.uuid, end, view, told)
+    else:
+        failed = await job.db.run(ending.committed, end, view)
+    job.recorded(end.transaction, told if result and not failed else None)
     if failed:
         raise _not_deleted(end.snapshot, failed)
-    return sum(one.moved_bytes for one in view.outcomes)
+    return told
 
 
-async def doomed_volumes(job: Job, group: Group) -> list[DoomedVolume]:
-    """Return what is left to merge, each with the files that stand on it. Raises SnapshotHasChildren."""
-    facts = await sync.refresh(job)
-    doomed = []
+async def _carried_out(job: Job, end: Ending, doomed: list[DoomedVolume]) -> Transaction:
+    """Let the host merge. One that was stopped has moved children, which is recorded before its end is raised."""
+    request = DeleteRequest(vm=job.vm, snapshot=end.snapshot, volumes=doomed, lease_s=job.patience.lease_s)
+    try:
+        view = await transaction.prepare(job, end.transaction, request)
+        async with transaction.leased(job, end.transaction):
+            return await transaction.commit(job, view)
+    except transaction.HostRefused as err:
+        if err.view is not None and err.view.outcomes:
+            await job.db.run(ending.undone, end, err.view)
+        raise
+
+
+async def fate_of(job: Job, group: Group) -> Fate:
+    """Say what becomes of each file that is left, by what stands on it. The VM's facts must be fresh.
+
+    Raises FrozenFileHeld where another snapshot holds one of them. A hidden base that is the same file keeps it.
+    """
+    doomed, kept = [], []
     for volume in group.volumes:
         if volume.merged:
             continue
-        children = await children_of(job, facts, volume)
-        if len(children) > 1:
-            raise SnapshotHasChildren(
-                target=volume.target,
-                snapshot=group.snapshot.uuid,
-                count=len(children),
-                children=", ".join(children),
-            )
-        doomed.append(DoomedVolume(target=volume.target, path=volume.path, children=children))
-    return doomed
+        others = await _other_holders(job, volume)
+        standing = await job.db.run(store.children, volume.host, volume.path)
+        if not others and store.is_ripe(standing, job.vm):
+            paths = [child.path for child in standing]
+            doomed.append(DoomedVolume(target=volume.target, path=volume.path, children=paths))
+        else:
+            kept.append(volume.target)
+    return Fate(doomed=doomed, kept=kept)
 
 
-async def children_of(job: Job, facts: HostVm, volume: GroupVolume) -> list[str]:
-    """Return the files that stand directly on a frozen file: other frozen ones, and the VM's present top."""
-    frozen = await job.db.run(snapshots.files_on, volume.host, volume.path)
-    tops = [disk.chain[0] for disk in facts.disks if disk.chain]
-    standing = {one.path for one in frozen} | {top.path for top in tops if top.backing == volume.path}
-    return sorted(standing)
+async def _other_holders(job: Job, volume: GroupVolume) -> list[GroupVolume]:
+    """Return the hidden bases that are this very file. Raises FrozenFileHeld where it is another snapshot's."""
+    holding = await job.db.run(snapshots.holding, volume.host, volume.path)
+    others = [one for one in holding if one.snapshot != volume.snapshot]
+    for other in others:
+        if other.snapshot is not None:
+            facts = {"target": volume.target, "snapshot": volume.snapshot, "path": volume.path}
+            raise FrozenFileHeld(**facts, other=other.snapshot)
+    return others
 
 
 def _nothing_left(job: Job, end: Ending) -> Transaction:

@@ -37,8 +37,9 @@ T = TypeVar("T")
 class HostRefused(Error):
     """What a host answered, or recorded as the end of a transaction: passed on as it is."""
 
-    def __init__(self, told: Problem) -> None:
+    def __init__(self, told: Problem, view: Transaction | None = None) -> None:
         self.told = told
+        self.view = view  # as it ended, where it did
         super().__init__()
 
     def problem(self) -> Problem:
@@ -155,6 +156,9 @@ async def _ended(job: Job, view: Transaction) -> Transaction:
     clock = asyncio.get_running_loop().time
     moved_at, done_bytes = clock(), view.done_bytes
     while view.state not in ENDED:
+        if job.cancelled and job.stoppable:
+            view = await _stopped(job, view)
+            continue
         await job.progress(view.done_bytes, view.total_bytes)
         await asyncio.sleep(job.patience.poll_s)
         view = await _until_known(job, view.id, partial(job.client.transaction, view.id))
@@ -163,6 +167,19 @@ async def _ended(job: Job, view: Transaction) -> Transaction:
         elif clock() - moved_at > job.patience.outcome_deadline_s and view.state not in ENDED:
             raise OutcomeUnknown(name=job.host, transaction=view.id, reason=f"it is {view.state} and stands still")
     await job.progress(view.done_bytes, view.total_bytes)
+    return view
+
+
+async def _stopped(job: Job, view: Transaction) -> Transaction:
+    """Ask the host to stop a deletion; where it is too late for that, the deletion goes on."""
+    try:
+        return await job.client.abort(view.id)
+    except AgentUnreachable as err:
+        log.warning(kv("stop-not-heard", transaction=view.id, reason=err.facts["reason"]))
+        await asyncio.sleep(job.patience.poll_s)
+    except AgentProblem as err:
+        log.info(kv("too-late-to-stop", transaction=view.id, code=err.answer.code))
+        job.stoppable = False
     return view
 
 
@@ -208,7 +225,7 @@ def _aborted(job: Job, view: Transaction, refusal: Problem | None = None) -> Err
     """Return what says why a transaction ended without commit."""
     job.refuted(view.id)
     told = view.error or refusal
-    return TransactionAborted(name=job.host, transaction=view.id) if told is None else HostRefused(told)
+    return TransactionAborted(name=job.host, transaction=view.id) if told is None else HostRefused(told, view)
 
 
 async def abort(job: Job, id: UUID) -> None:

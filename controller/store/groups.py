@@ -21,7 +21,7 @@ from agent.wire.transaction import FirmwareFile, FrozenFile
 from controller.db import write
 from controller.errors import SnapshotBusy, SnapshotExists, SnapshotProtected, VmNotFound
 from controller.models import Snapshot, Vm, VolumeSnapshot
-from controller.store import backup_files, events, snapshots
+from controller.store import backup_files, bases, events, snapshots
 from controller.store.contents import Held
 
 _BEGUN: tuple[wire.SnapshotState, ...] = ("creating", "reverting", "deleting")
@@ -161,9 +161,7 @@ def merged(uuid: UUID, target: str, fingerprints: Mapping[str, str], new_backing
         if volume is None:
             return
         if not volume.merged:
-            VolumeSnapshot.update(backing=new_backing).where(
-                VolumeSnapshot.host == volume.host, VolumeSnapshot.backing == volume.path
-            ).execute()
+            bases.reparent(volume, new_backing)
             VolumeSnapshot.update(merged=True).where(*own).execute()
         for path, fingerprint in fingerprints.items():
             VolumeSnapshot.update(fingerprint=fingerprint).where(
@@ -179,18 +177,26 @@ def rebased(uuid: UUID, target: str, fingerprints: Mapping[str, str]) -> None:
     with write():
         snapshots.row_of(uuid)
         volume = VolumeSnapshot.get_or_none(VolumeSnapshot.snapshot == uuid, VolumeSnapshot.target == target)
-        if volume is None:
-            return
-        for path, fingerprint in fingerprints.items():
-            VolumeSnapshot.update(fingerprint=fingerprint, backing=volume.backing).where(
-                VolumeSnapshot.host == volume.host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged
-            ).execute()
+        if volume is not None:
+            bases.rewritten(volume, fingerprints)
 
 
-def remove(uuid: UUID) -> None:
+def altered(uuid: UUID, target: str, fingerprint: str) -> None:
+    """Record that a deletion has begun to write to the frozen file of one disk, which now has this fingerprint.
+
+    Its child covers what was written; the file itself no longer holds what it held. Raises SnapshotNotFound.
+    """
+    with write():
+        snapshots.row_of(uuid)
+        own = (VolumeSnapshot.snapshot == uuid, VolumeSnapshot.target == target, ~VolumeSnapshot.merged)
+        VolumeSnapshot.update(altered=True, fingerprint=fingerprint).where(*own).execute()
+
+
+def remove(uuid: UUID, kept: Sequence[str] = ()) -> None:
     """Remove a group with its volume snapshots, backup files and contents; event ``snapshot.deleted``.
 
-    Its children go to its parent, and a VM that stands on it then stands on its parent. Raises SnapshotNotFound.
+    The files of the targets in ``kept``, on which others stand, become hidden bases. Its children
+    go to its parent, and a VM that stands on it then stands on its parent. Raises SnapshotNotFound.
     """
     with write():
         row = snapshots.row_of(uuid)
@@ -199,6 +205,7 @@ def remove(uuid: UUID) -> None:
         if row.current and row.parent_id is not None:
             _stand_on(row.vm_id, row.parent_id)
         backup_files.remove_owner("snapshot", uuid)
+        bases.hide(uuid, list(kept))
         Snapshot.delete().where(Snapshot.uuid == uuid).execute()
         _tell("snapshot.deleted", row)
 
@@ -247,6 +254,7 @@ def _insert(new: NewGroup) -> None:
     for volume in new.volumes:
         VolumeSnapshot.create(
             snapshot=new.uuid,
+            vm=new.vm,
             target=volume.target,
             host=new.host,
             path=volume.path,

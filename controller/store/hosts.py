@@ -13,7 +13,7 @@ from agent.web.auth import Secret
 from agent.wire import fleet as wire
 from agent.wire.host import HostFacts
 from controller.db import write
-from controller.errors import HostBusy, HostExists, HostNotFound
+from controller.errors import HostBusy, HostExists, HostNotFound, HostUrlTaken
 from controller.models import Host, VmDefinition
 from controller.store import events, operations, vms
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -30,10 +30,12 @@ class Endpoint:
 
 
 def add(name: str, url: str, agent_token: str, fingerprint: str | None = None) -> wire.Host:
-    """Enroll a host; event ``host.added``. Raises HostExists."""
+    """Enrol a host; event ``host.added``. Raises HostExists, HostUrlTaken."""
     with write():
         if Host.get_or_none(Host.name == name) is not None:
             raise HostExists(name=name)
+        if (other := Host.get_or_none(Host.url == url)) is not None:
+            raise HostUrlTaken(name=other.name, url=url)
         Host.create(name=name, url=url, agent_token=_seal(agent_token), fingerprint=fingerprint)
         events.append("host.added", host=name)
         return get(name)

@@ -7,7 +7,7 @@ from peewee import SqliteDatabase, fn
 
 from controller.db import read
 from controller.models import BackupFile, Clone, Content, HostFile, Operation, Snapshot, Vm, VolumeSnapshot, database
-from controller.store import operations
+from controller.store import bases, operations
 
 
 def orphans() -> list[str]:
@@ -33,11 +33,11 @@ def unsettled() -> list[str]:
         return [
             f"snapshot {row.uuid} is {row.state} and no operation works on it"
             for row in begun
-            if not operations.open_count(vm=row.vm_id)
+            if not operations.open_count(vm=row.vm_id, parked=False)
         ] + [
             f"clone {row.vm} is creating and no operation works on it"
             for row in clones
-            if not operations.open_count(vm=row.source)
+            if not operations.open_count(vm=row.source, parked=False)
         ]
 
 
@@ -64,7 +64,11 @@ def _backup_files() -> Iterator[str]:
 def _groups() -> Iterator[str]:
     groups = {row.uuid for row in Snapshot.select(Snapshot.uuid)}
     for volume in VolumeSnapshot.select():
-        if volume.snapshot_id not in groups:
+        if volume.hidden != (volume.snapshot_id is None):
+            yield f"volume {volume.path} is hidden and has a snapshot, or neither"
+        elif volume.hidden and not bases.children(volume.host, volume.path):
+            yield f"hidden base {volume.path} carries nothing"
+        elif not volume.hidden and volume.snapshot_id not in groups:
             yield f"volume {volume.path} has lost its snapshot {volume.snapshot_id}"
     for row in Snapshot.select().where(Snapshot.state != "failed"):
         held = {one.type for one in BackupFile.select().where(BackupFile.owner_uuid == row.uuid)}

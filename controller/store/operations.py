@@ -1,7 +1,8 @@
 """Operations: queued per VM, claimed with a lease, always ended.
 
 States go ``queued`` → ``running`` → ``succeeded | failed | cancelled``, each step by compare-and-set, so an
-operation ends once whoever tries.
+operation ends once whoever tries. One that can only be done while its VM is off may be *parked*: it is ``queued``
+again, holds up no other operation of its VM, and is taken when the VM is recorded as shut off and no other waits.
 """
 
 import hashlib
@@ -18,10 +19,12 @@ from agent.wire.base import utc_now
 from agent.wire.problem import Problem
 from controller.db import write
 from controller.errors import IdempotencyConflict, OperationCancelled, OperationNotCancellable, OperationNotFound
-from controller.models import Operation
+from controller.models import Operation, Vm
 from controller.store import events
 from controller.store.paging import Slice, after_position, filtered, page_of
 
+#: In the memo of an operation that was parked: how often.
+TRIES = "tries"
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
 
 
@@ -92,13 +95,13 @@ def by_key(key: str) -> wire.Operation | None:
 
 def next_for_vm(vm: UUID) -> Job | None:
     """Return the oldest operation of a VM that has not ended: the only one that may run."""
-    row = _open_rows().where(Operation.vm == vm).first()
+    row = _open_rows().where(Operation.vm == vm, Operation.parked_until.is_null()).first()
     return None if row is None else _job(row)
 
 
-def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | None = None) -> int:
-    """Return how many operations of a VM or a host have not ended, leaving out ``but``."""
-    query = _open_rows()
+def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | None = None, parked: bool = True) -> int:
+    """Return how many operations of a VM or a host have not ended, leaving out ``but``, and the parked if asked to."""
+    query = _open_rows() if parked else _open_rows().where(Operation.parked_until.is_null())
     query = filtered(query, ((Operation.vm, vm), (Operation.host, host)))
     if but is not None:
         query = query.where(Operation.uuid != but)
@@ -108,7 +111,8 @@ def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | N
 def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
     """Take the oldest queued operation that may run now, or None.
 
-    It must be the first of its VM that has not ended, and its host must run fewer than ``per_host_limit``.
+    It must be the first of its VM that has not ended, and its host must run fewer than ``per_host_limit``. A parked
+    one comes after all others of its VM, and only once that is shut off.
     """
     with write():
         rows = list(_open_rows())
@@ -117,7 +121,9 @@ def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
         for row in rows:
             if row.state == "running":
                 running[row.host] = running.get(row.host, 0) + 1
-        for row in rows:
+        for row in sorted(rows, key=lambda one: one.parked_until is not None):
+            if row.parked_until is not None and not _may_be_tried(row):
+                continue
             first_of_vm = row.vm is None or row.vm not in busy_vms
             room = row.host is None or running.get(row.host, 0) < per_host_limit
             if row.state == "queued" and first_of_vm and room:
@@ -126,6 +132,34 @@ def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
             if row.vm is not None:
                 busy_vms.add(row.vm)
     return None
+
+
+def _may_be_tried(row: Operation) -> bool:
+    """Tell whether a parked operation's VM is off by now, and a moment has passed since the last try."""
+    off = Vm.get_or_none(Vm.uuid == row.vm, Vm.state == "shut-off")
+    return off is not None and row.parked_until is not None and row.parked_until <= utc_now()
+
+
+def park(uuid: UUID, again_s: float) -> wire.Operation:
+    """Take a running operation back until its VM has stopped, not to be tried again before ``again_s`` have passed.
+
+    What it remembered is forgotten, but for the number of tries: it must not have begun anything that stands.
+    One whose end was asked for ends as cancelled. Raises OperationNotFound.
+    """
+    with write():
+        row = _row(uuid)
+        if row.state == "running" and row.cancel_requested:
+            _end(row, "cancelled", {}, OperationCancelled(operation=uuid).problem())
+        elif row.state == "running":
+            Operation.update(
+                state="queued",
+                step=wire.WAITS_FOR_STOP,
+                owner=None,
+                lease_until=None,
+                memo={TRIES: int(row.memo.get(TRIES, 0)) + 1},
+                parked_until=_until(again_s),
+            ).where(Operation.uuid == uuid).execute()
+        return get(uuid)
 
 
 def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
@@ -239,14 +273,18 @@ def _until(lease_s: float) -> datetime:
 
 
 def _take(uuid: UUID, owner: str, lease_s: float) -> None:
-    Operation.update(state="running", owner=owner, lease_until=_until(lease_s)).where(Operation.uuid == uuid).execute()
+    Operation.update(state="running", owner=owner, lease_until=_until(lease_s), parked_until=None).where(
+        Operation.uuid == uuid
+    ).execute()
 
 
 def _end(row: Operation, state: wire.OperationState, result: dict[str, Any], error: Problem | None) -> None:
     changes: dict[str, Any] = {"state": state, "result": result, "error": error, "ended_at": utc_now()}
     if state == "succeeded":
         changes["step"] = "done"
-    Operation.update(owner=None, lease_until=None, **changes).where(Operation.uuid == row.uuid).execute()
+    Operation.update(owner=None, lease_until=None, parked_until=None, **changes).where(
+        Operation.uuid == row.uuid
+    ).execute()
     told = {"state": state, "code": None if error is None else error.code}
     _tell("operation.ended", row, **told)
 

@@ -23,9 +23,14 @@ Position = tuple[datetime, UUID]
 
 @dataclass(frozen=True)
 class GroupVolume:
-    """One disk's frozen file as work on it needs it. ``fingerprint`` as in wire.vm.Image; ``merged``: it is gone."""
+    """One disk's frozen file as work on it needs it. ``fingerprint`` as in wire.vm.Image; ``merged``: it is gone.
 
-    snapshot: UUID
+    ``altered``: a deletion has begun to write to it, so it no longer holds what it held. ``snapshot`` is None for a
+    hidden base.
+    """
+
+    snapshot: UUID | None
+    vm: UUID
     target: str
     host: str
     path: str
@@ -34,6 +39,7 @@ class GroupVolume:
     fingerprint: str
     hidden: bool
     merged: bool
+    altered: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,23 @@ def files_on(host: str, path: str) -> list[GroupVolume]:
     return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
 
 
+def holding(host: str, path: str) -> list[GroupVolume]:
+    """Return the volume snapshots on this host that hold this very file: several where a VM was put back on it."""
+    conditions = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged)
+    return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
+
+
+def held(vm: UUID, host: str) -> list[str]:
+    """Return the files on this host that a VM's snapshots hold, and its hidden bases."""
+    conditions = (VolumeSnapshot.vm == vm, VolumeSnapshot.host == host, ~VolumeSnapshot.merged)
+    return sorted({row.path for row in VolumeSnapshot.select(VolumeSnapshot.path).where(*conditions)})
+
+
+def all_volumes() -> list[GroupVolume]:
+    """Return the frozen files of all snapshots of all VMs, and the hidden bases."""
+    return [_volume(row) for row in VolumeSnapshot.select().order_by(VolumeSnapshot.id)]
+
+
 def page(
     limit: int,
     after: Position | None = None,
@@ -144,7 +167,8 @@ def wires(found: Iterable[Snapshot]) -> list[wire.Snapshot]:
     uuids = [row.uuid for row in rows]
     volumes: dict[UUID, list[wire.Volume]] = {uuid: [] for uuid in uuids}
     for volume in VolumeSnapshot.select().where(VolumeSnapshot.snapshot.in_(uuids)).order_by(VolumeSnapshot.target):
-        volumes[volume.snapshot_id].append(_wire_volume(volume))
+        if volume.snapshot_id is not None:
+            volumes[volume.snapshot_id].append(_wire_volume(volume))
     backups: dict[UUID, list[UUID]] = {uuid: [] for uuid in uuids}
     for backup in BackupFile.select().where(BackupFile.owner_uuid.in_(uuids)).order_by(BackupFile.type):
         backups[backup.owner_uuid].append(backup.uuid)
@@ -158,6 +182,7 @@ def _select() -> Any:
 def _volume(row: VolumeSnapshot) -> GroupVolume:
     return GroupVolume(
         snapshot=row.snapshot_id,
+        vm=row.vm_id,
         target=row.target,
         host=row.host,
         path=row.path,
@@ -166,6 +191,7 @@ def _volume(row: VolumeSnapshot) -> GroupVolume:
         fingerprint=row.fingerprint,
         hidden=row.hidden,
         merged=row.merged,
+        altered=row.altered,
     )
 
 

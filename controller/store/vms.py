@@ -11,8 +11,8 @@ from agent.wire import fleet as wire
 from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
-from controller.errors import VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Clone, Host, Snapshot, Vm, VmDefinition
+from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
+from controller.models import BackupFile, Clone, Host, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -77,11 +77,6 @@ def resolve(text: str) -> UUID:
     return candidates[0].uuid
 
 
-def name_of(uuid: UUID) -> str:
-    """Return its name. Raises VmNotFound."""
-    return _row(uuid).name
-
-
 def host_of(uuid: UUID) -> str:
     """Return the one host that defines it. Raises VmNotFound, VmNowhere, VmConflict."""
     row = _row(uuid)
@@ -125,14 +120,17 @@ def page(
 def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``. Raises VmNotFound, VmBusy. A VM that a host still
-    defines comes back with that host's next inventory, without its history.
+    ``but`` is the operation that asks. Event ``vm.forgotten``. A VM that a host still defines comes back
+    with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
     """
     with write():
         vm = get(uuid)
         count = operations.open_count(vm=uuid, but=but)
         if count:
             raise VmBusy(vm=vm.name, count=count)
+        protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
+        if protected is not None:
+            raise SnapshotProtected(snapshot=protected.uuid)
         _remove(uuid)
         events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
     return vm
@@ -157,6 +155,7 @@ def _remove(uuid: UUID) -> None:
         backup_files.remove_owner("snapshot", snapshot)
     Snapshot.update(parent=None).where(Snapshot.vm == uuid).execute()
     Snapshot.delete().where(Snapshot.vm == uuid).execute()
+    VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
     Clone.delete().where(Clone.vm == uuid).execute()
     host_files.forget(uuid)

@@ -112,11 +112,19 @@ async def test_what_speaks_of_the_work_is_passed_on_and_what_speaks_of_the_call_
 
 
 async def test_nobody_there_is_unreachable(unused_tcp_port: int, tmp_path: Path) -> None:
-    for url in (f"http://127.0.0.1:{unused_tcp_port}", f"unix://{tmp_path}/none", "http://host.invalid:1"):
+    refused, socket = f"127.0.0.1:{unused_tcp_port}", tmp_path / "none"
+    for url, reason in (
+        (f"http://{refused}", f"{refused}: Connection refused"),
+        (f"unix://{socket}", f"{socket}: No such file or directory"),
+        ("http://host.invalid:1", "host.invalid:1: "),
+    ):
         async with AgentClient(url, "t") as client:
             with pytest.raises(AgentUnreachable) as caught:
                 await client.host()
-        assert caught.value.problem().facts["url"] == url
+        found = caught.value.problem().facts
+        assert found["url"] == url
+        assert found["reason"].startswith(reason)
+        assert "ssl" not in found["reason"]
 
 
 async def test_an_agent_that_never_answers_is_unreachable_after_the_deadline(serve: Serve) -> None:

@@ -13,8 +13,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agent.__main__ import transaction_lines
 from agent.client import AgentClient
 from agent.transactions.guard import Guards
+from agent.wire.transaction import Transaction
 
 VM = UUID("6695eb01-f6a4-8304-79aa-97f2502e193f")  # the domain "test" of test:///default
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -80,10 +82,10 @@ def test_show_config_prints_what_is_in_force_and_where_it_is_from(config: Path) 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["show-config", "--config", "/nowhere.toml"], 1, "/nowhere.toml: cannot be read"),
+        (["show-config", "--config", "/nowhere.toml"], 2, "/nowhere.toml: cannot be read"),
         (["serve", "--listen", "192.0.2.1:1"], 1, "set tls_cert and tls_key"),
-        (["serve", "--token-file", "/nowhere"], 1, "the secret cannot be read"),
-        (["show-config", "--max-chain-depth", "deep"], 1, "--max-chain-depth: Expected `int`"),
+        (["serve", "--token-file", "/nowhere"], 2, "the secret cannot be read"),
+        (["show-config", "--max-chain-depth", "deep"], 2, "--max-chain-depth: Expected `int`"),
         (["serve", "--nonsense"], 2, "No such option"),
     ],
 )
@@ -132,6 +134,15 @@ def test_operator_commands_ask_a_live_daemon(config: Path, daemon: object) -> No
     assert run("accept-blank", str(VM), "--config", config).returncode == 0
     assert Guards(config.parent / "state_dir").accepts_blank(VM)
     assert json.loads(run("transactions", "--config", config, "--json").stdout) == {"items": [], "next": None}
+
+
+def test_the_list_of_transactions_cuts_no_id() -> None:
+    one = Transaction.example()
+    heading, line = transaction_lines([one])
+    assert (heading.index("state"), line.split()[:4]) == (
+        line.index(one.state),
+        [str(one.id), one.kind, str(one.vm), one.state],
+    )
 
 
 def test_operator_commands_work_on_the_state_of_a_dead_daemon(config: Path) -> None:

@@ -1,5 +1,7 @@
 """``make bench``: what a whole snapshot costs, against plain virsh on the same shape of VM in the same run.
 
+What deletions move is measured in ``merges``.
+
 Coldframe's figure is one HTTP request to the controller on a kept connection, from its first byte to the end of the
 operation: disks, NVRAM, TPM, journal, records, all synced. The baseline is one run of ``virsh snapshot-create-as
 --disk-only --atomic``, which freezes the disks alone. Both work on VMs of their own, in turns, so both chains grow
@@ -21,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import merges
 from tests.lab import requirements
 from tests.lab.daemons import AgentDaemon, ControllerDaemon
 from tests.lab.disks import run_here
@@ -30,6 +33,7 @@ from tests.lab.paths import PROJECT
 
 RUNS = 15
 WARM_UP = 2
+MIB = 1 << 20
 OUT = PROJECT / "build" / "bench.json"
 
 
@@ -122,11 +126,29 @@ def wait_known(controller: ControllerDaemon, guest: Guest) -> None:
     raise RuntimeError(f"the controller does not know {guest.name} after a minute")
 
 
+def merge_rows(root: Path) -> list[Row]:
+    """Measure what deletions move, as rows against each of the two fixed directions."""
+    return [
+        Row(
+            name=f"snapshot delete, {one.name}",
+            unit="MiB moved",
+            value=round(one.coldframe / MIB, 1),
+            baseline=baseline,
+            baseline_value=round(moved / MIB, 1),
+            ratio=round(one.coldframe / moved, 3),
+        )
+        for one in merges.measure(root)
+        for baseline, moved in (("always rebase", one.always_rebase), ("always commit", one.always_commit))
+    ]
+
+
 def report(rows: list[Row]) -> None:
     """Print the table and write the file; a run as root leaves it to the owner of the working tree."""
-    table = Table("what", "coldframe", "virsh", "ratio", title=f"Medians of {RUNS} runs, on {os.cpu_count()} cores")
+    table = Table(
+        "what", "coldframe", "baseline", "", "ratio", title=f"Medians of {RUNS} runs, on {os.cpu_count()} cores"
+    )
     for row in rows:
-        table.add_row(row.name, f"{row.value} {row.unit}", f"{row.baseline_value} {row.unit}", f"{row.ratio}")
+        table.add_row(row.name, f"{row.value} {row.unit}", row.baseline, f"{row.baseline_value}", f"{row.ratio}")
     Console(width=100).print(table)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -148,7 +170,8 @@ def main() -> int:
         ControllerDaemon(Path(root, "controller")) as controller,
     ):
         controller.add_host(agent)
-        report([measure(host, controller, disks) for disks in (2, 8)])
+        creations = [measure(host, controller, disks) for disks in (2, 8)]
+        report([*creations, *merge_rows(Path(root, "merges"))])
     return 0
 
 

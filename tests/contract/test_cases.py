@@ -13,8 +13,9 @@ IN_FORCE = (
     [f"B{n}" for n in range(1, 14)]
     + [f"S{n}" for n in range(1, 16)]
     + [f"R{n}" for n in range(1, 10)]
+    + [f"D{n}" for n in range(1, 11)]
     + [f"C{n}" for n in range(1, 6)]
-    + ["D1", "D2", "D7", "D8", "P4", "F1"]
+    + ["P4", "F1", "F8"]
 )
 
 

@@ -26,7 +26,7 @@ def test_every_event_type_has_its_line() -> None:
     listed = re.findall(r"^\| `([a-z-]+\.[a-z-]+)` \|", reference.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(listed) == len(set(listed))
     # The types of libvirt's own domain events are made from its constants and occur nowhere as a whole.
-    assert set(listed) - {"vm.defined", "vm.undefined", "vm.renamed"} == told
+    assert set(listed) == told | {"vm.defined", "vm.undefined", "vm.renamed"}
 
 
 def test_every_page_is_reached_from_the_readme() -> None:

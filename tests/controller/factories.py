@@ -30,7 +30,7 @@ def host_vm(**changes: Any) -> HostVm:
 
 
 def add_host(name: str = HOST) -> str:
-    """Enroll a host."""
+    """Enrol a host."""
     if Host.get_or_none(Host.name == name) is None:
         hosts.add(name, f"http://{name}:7701", f"secret-of-{name}")
     return name

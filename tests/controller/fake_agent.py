@@ -14,7 +14,6 @@ import msgspec
 from aiohttp import web
 
 from agent.wire.event import HostEvents
-from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFiles
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
@@ -24,7 +23,9 @@ from agent.wire.transaction import (
     Transaction,
     TransactionRequest,
 )
-from tests.controller.fake_host import FakeHost, FakeVm, Refusal, Running, digest, host_file
+from agent.wire.upkeep import CheckedImages, CheckImages, Leftovers, RemovedLeftovers, RemoveLeftovers
+from tests.controller.fake_host import FakeHost
+from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 TOKEN = "token-of-the-fake-agent"
 Fault = Literal["refuse", "drop-before", "drop-after", "crash"]
@@ -53,6 +54,11 @@ class FakeAgent(FakeHost):
                 web.get(f"{vm}/host-files", self._host_files),
                 web.get(f"{vm}/host-files/{{type}}", self._host_file),
                 web.get("/v1/events", self._events),
+                web.get("/v1/transactions", self._transactions),
+                web.post(f"{vm}/release", self._release),
+                web.post("/v1/images/check", self._check_images),
+                web.get("/v1/leftovers", self._leftovers),
+                web.post("/v1/leftovers/remove", self._remove_leftovers),
                 web.put(transaction, self._put),
                 web.get(transaction, self._get),
                 web.get(f"{transaction}/host-files/{{type}}", self._captured),
@@ -90,7 +96,7 @@ class FakeAgent(FakeHost):
         return _cut(request) if fault == "drop-after" else response
 
     async def _host(self, request: web.Request) -> web.Response:
-        return answer(HostFacts.example())
+        return answer(self.facts)
 
     async def _vms(self, request: web.Request) -> web.Response:
         return answer({"items": [self.view(vm) for vm in self.vms.values()], "next": None})
@@ -192,6 +198,27 @@ class FakeAgent(FakeHost):
         if running.view.state in ENDED:
             raise Refusal(409, "transaction-ended")
         return answer(running.view)
+
+    async def _transactions(self, request: web.Request) -> web.Response:
+        return answer({"items": [running.view for running in self.transactions.values()], "next": None})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        vm = self._find(request)
+        vm.guard = None
+        return answer(self.view(vm))
+
+    async def _check_images(self, request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=CheckImages)
+        return answer(CheckedImages(items=[self.image_state(path, deep=wanted.deep) for path in wanted.paths]))
+
+    async def _leftovers(self, request: web.Request) -> web.Response:
+        return answer(Leftovers(items=self.leftovers, complete=self.complete))
+
+    async def _remove_leftovers(self, request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=RemoveLeftovers)
+        removed = [one.path for one in self.leftovers if one.removable and one.path in wanted.paths]
+        self.leftovers = [one for one in self.leftovers if one.path not in removed]
+        return answer(RemovedLeftovers(removed=removed))
 
     def _find(self, request: web.Request) -> FakeVm:
         return self.find_vm(UUID(request.match_info["vm"]))

@@ -1,17 +1,16 @@
 """A host in memory: what a fake agent knows and does, without libvirt, disks or a journal."""
 
 import asyncio
-import hashlib
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 
 from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
-from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFile
+from agent.wire.host import HostFacts
+from agent.wire.host_file import HostFileType, MissingHostFile
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
@@ -25,53 +24,9 @@ from agent.wire.transaction import (
     TransactionState,
     VolumeOutcome,
 )
-from agent.wire.vm import Disk, HostVm, Image, VmState
-
-SIZE = 1 << 30
-
-
-class Refusal(Exception):
-    """Answered as a Problem."""
-
-    def __init__(self, status: int, code: str, **facts: Any) -> None:
-        self.problem = Problem(title=code, status=status, code=code, detail=f"{code}; nothing was touched", facts=facts)
-        super().__init__(code)
-
-
-@dataclass
-class FakeFile:
-    """One image file: what it stands on and how often it was written."""
-
-    backing: str | None
-    version: int = 0
-
-
-@dataclass
-class FakeVm:
-    """One domain: its tops by target, its host files, and types that cannot be read."""
-
-    uuid: UUID
-    name: str
-    tops: dict[str, str]
-    host_files: dict[HostFileType, bytes]
-    expected: list[HostFileType]
-    state: VmState = "shut-off"
-    broken: dict[HostFileType, str] = field(default_factory=dict)
-
-
-@dataclass
-class Running:
-    """A transaction with what the answer does not carry."""
-
-    request: TransactionRequest
-    view: Transaction
-    captured: dict[HostFileType, bytes] = field(default_factory=dict)
-    uploaded: dict[HostFileType, bytes] = field(default_factory=dict)
-
-
-def digest(data: bytes) -> str:
-    """Return the SHA-256 as the wire carries it."""
-    return hashlib.sha256(data).hexdigest()
+from agent.wire.upkeep import ImageState, Leftover
+from agent.wire.vm import Disk, HostVm, Image
+from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, host_file
 
 
 class FakeHost:
@@ -89,7 +44,13 @@ class FakeHost:
         self.linger = 0
         self.uncloneable: set[str] = set()
         self.copying = False
+        self.slow_merges = False
+        self.half_written: set[str] = set()
         self.changed = asyncio.Event()
+        self.facts = HostFacts.example()
+        self.leftovers: list[Leftover] = []
+        self.complete = True
+        self.corrupt: set[str] = set()
 
     def add_vm(self, name: str = "win11", disks: tuple[str, ...] = ("vda", "vdb"), **changes: Any) -> FakeVm:
         """Define a shut-off UEFI and TPM domain with one plain file per disk."""
@@ -277,6 +238,22 @@ class FakeHost:
         """Return what changes when the file is written to."""
         return f"{SIZE}:{self.files[path].version}"
 
+    def image_state(self, path: str, *, deep: bool) -> ImageState:
+        """Return one image file as the agent shows it."""
+        if path not in self.files:
+            return ImageState(path=path, exists=False, problem="it does not exist")
+        errors = (1 if path in self.corrupt else 0) if deep else None
+        return ImageState(
+            path=path,
+            exists=True,
+            backing=self.files[path].backing,
+            virtual_size_bytes=SIZE,
+            allocated_bytes=SIZE // 4,
+            fingerprint=self.fingerprint(path),
+            errors=errors,
+            leaked_clusters=0 if deep else None,
+        )
+
     def _children(self, path: str) -> list[str]:
         return [name for name, file in self.files.items() if file.backing == path]
 
@@ -289,6 +266,9 @@ class FakeHost:
             self._put_back(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
+        elif self.slow_merges:
+            running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
+            return
         else:
             outcomes = self._merge_all(running.request)
             view = msgspec.structs.replace(view, outcomes=outcomes, done_bytes=SIZE, total_bytes=SIZE)
@@ -325,7 +305,10 @@ class FakeHost:
     def _rebase(self, target: str, path: str) -> VolumeOutcome:
         if path in self.undeletable:
             error = Refusal(500, "qemu-img-failed", path=path).problem
-            return VolumeOutcome(target=target, done=False, error=error)
+            if path not in self.half_written:
+                return VolumeOutcome(target=target, done=False, error=error)
+            self.files[path].version += 1
+            return VolumeOutcome(target=target, done=False, error=error, altered=self.fingerprint(path))
         children = self._children(path)
         backing = self.files[path].backing if path in self.files else None
         for child in children:
@@ -339,6 +322,11 @@ class FakeHost:
         )
 
     def abort(self, running: Running, error: Problem | None) -> None:
+        if running.view.state == "committing" and isinstance(running.request, DeleteRequest):
+            first = running.request.volumes[0]  # the others had not been begun
+            outcome = msgspec.structs.replace(self._rebase(first.target, first.path), done=False)
+            running.view = msgspec.structs.replace(running.view, outcomes=[outcome])
+            error = Refusal(409, "aborted").problem
         if running.view.state not in ENDED:
             running.view = msgspec.structs.replace(running.view, state="aborted", ended_at=utc_now(), error=error)
 
@@ -354,6 +342,7 @@ class FakeHost:
             nvram="/host/nvram" if "nvram" in vm.expected else None,
             disks=[self._disk(target, path) for target, path in vm.tops.items()],
             domain_xml=f"<domain><name>{vm.name}</name></domain>",
+            guard=vm.guard,
         )
 
     def _disk(self, target: str, path: str) -> Disk:
@@ -376,23 +365,3 @@ class FakeHost:
             chain_depth=len(images),
             chain=images,
         )
-
-
-KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    CloneRequest: "clone",
-}
-
-
-def host_file(kind: HostFileType, data: bytes) -> HostFile:
-    """Describe bytes as the agent does."""
-    return HostFile(
-        type=kind,
-        path=f"/host/{kind}",
-        format=FORMATS[kind],
-        size_bytes=len(data),
-        sha256=digest(data),
-        mtime=utc_now(),
-    )

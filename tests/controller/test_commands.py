@@ -73,9 +73,29 @@ def test_show_config_prints_each_setting_with_its_source(
     assert 'listen = "127.0.0.1:7700"  # default' in out
 
 
-def test_a_wrong_command_line_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_a_directory_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--database", f"sqlite:///{tmp_path}/none/c.db"]) == 2
+    assert f"there is no directory {tmp_path}/none" in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_exits_2_and_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["token", "create"]) == 2
-    assert "--role" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--role" in error
+    assert "See: coldframe-controller token create --help" in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["token"]])
+def test_a_command_that_is_not_complete_shows_its_help(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(arguments) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("coldframe-controller ")
 
 
 @pytest.mark.parametrize("module", ["controller", "controller.cli"])

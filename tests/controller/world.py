@@ -16,20 +16,20 @@ from agent.wire.operation import OPERATION_ENDED, Operation
 from agent.wire.snapshot import Snapshot
 from controller.db import Database
 from controller.hosts import Hosts
-from controller.models import database
+from controller.models import VolumeSnapshot, database
 from controller.operations import clone, revert, snapshot_create, snapshot_delete, sync
 from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
-from controller.store import invariants, operations, snapshots, vms
+from controller.store import bases, invariants, operations, snapshots, vms
 from tests.controller.fake_agent import TOKEN, FakeAgent
-from tests.controller.fake_host import FakeVm
+from tests.controller.fake_machine import FakeVm
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 HOST = "kvm1"
-HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.02, poll_s=0.001)
+HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.2, poll_s=0.001)
 
 
 class Breaking(Database):
@@ -67,7 +67,7 @@ class World:
 
     def new_engine(self, **limits: Any) -> Engine:
         """Return another engine on the same database."""
-        limits = {"record_retry_s": 0.001, "patience": HASTY, **limits}
+        limits = {"record_retry_s": 0.001, "parked_s": 0.001, "patience": HASTY, **limits}
         return Engine(self.db, self.hosts, KINDS, Limits(**limits))
 
     async def __aenter__(self) -> Self:
@@ -158,8 +158,17 @@ class World:
         frozen: dict[str, str | None] = {}
         for vm in self.agent.vms.values():
             frozen |= await self._frozen(vm, on_host)
+        hidden = await self.hidden()
+        assert {path: self.agent.fingerprint(path) for path in hidden} == {
+            one.path: one.fingerprint for one in hidden.values()
+        }
+        frozen |= {path: row.backing for path, row in hidden.items()}
         tops = {top for vm in self.agent.vms.values() for top in vm.tops.values()}
         assert {path: backing for path, backing in on_host.items() if path not in tops} == frozen
+
+    async def hidden(self) -> dict[str, VolumeSnapshot]:
+        """Return the hidden bases by path."""
+        return {row.path: row for row in await self.db.run(bases.hidden, HOST)}
 
     async def _frozen(self, vm: FakeVm, on_host: dict[str, str | None]) -> dict[str, str | None]:
         """Return a VM's recorded frozen files, checked; the VM stands where the records say."""

@@ -120,7 +120,7 @@ class Demo:
     def take(self, before: dict[str, str]) -> None:
         """Take the snapshot."""
         self.show.title("One command freezes all of it")
-        self.coldframe("snapshot", "create", VM, NAME, "--description", "the demo's snapshot")
+        self.coldframe("snapshot", "create", VM, NAME, "--description", "before the monthly update")
         self.coldframe("snapshot", "tree", VM)
         found = self.controller.json("snapshot", "show", f"{VM}/{NAME}")
         targets = [one["target"] for one in found["volumes"]]

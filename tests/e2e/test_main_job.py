@@ -150,12 +150,12 @@ async def test_start_in_the_middle_is_refused_by_the_hook_and_without_it_by_qemu
 @pytest.mark.case("B13")
 def test_stops_while_the_agent_is_dead_are_worked_off_in_order_once_and_synced(stack: Stack, vm: Vm) -> None:
     guest = run_once(vm(disks=1))
-    stopped = len(stack.events(guest, "vm.stopped"))
+    wait_until("the first stop is logged", lambda: len(stack.events(guest, "vm.stopped")) == 1, 20)
     stack.agent.kill()
     run_once(guest)
     run_once(guest)
     stack.agent.start()
-    wait_until("the spool is drained", lambda: len(stack.events(guest, "vm.stopped")) == stopped + 2, 20)
+    wait_until("the spool is drained", lambda: len(stack.events(guest, "vm.stopped")) == 3, 20)
     types = [
         line["type"]
         for line in sorted(
@@ -170,7 +170,7 @@ def test_stops_while_the_agent_is_dead_are_worked_off_in_order_once_and_synced(s
         return {one["type"] for one in files if one["sha256"] and one["dirty_since"] is None} == {"nvram", "tpm"}
 
     wait_until("both host files are synced", synced, 30, every_s=0.5)
-    assert len(stack.events(guest, "vm.stopped")) == stopped + 2
+    assert len(stack.events(guest, "vm.stopped")) == 3
 
 
 @pytest.mark.case("B8")

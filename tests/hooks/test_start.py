@@ -198,7 +198,7 @@ def test_the_newer_form_of_the_nvram_element_is_understood(hook: Hook, attribute
     element = f"<nvram {attributes}>\n      <source file='/gone/R&amp;D.fd'/>\n    </nvram>"
     result = hook.call("prepare", xml=DOMAIN_XML.replace("<boot dev='hd'/>", element))
     assert result.returncode == 1
-    assert b"NVRAM /gone/R&D.fd is missing" in result.stderr
+    assert b"is refused: its NVRAM /gone/R&D.fd is missing" in result.stderr
 
 
 def test_an_explicitly_expected_nvram_must_exist(hook: Hook) -> None:

@@ -111,10 +111,10 @@ async def test_an_upload_whose_hash_is_not_the_announced_one_is_refused(serving:
     await snapshot(serving, txn)
     with pytest.raises(AgentProblem) as caught:
         await serving.client.upload(txn, "nvram", b"x", "0" * 64)
-    assert caught.value.answer.status in {404, 409, 422}
+    assert caught.value.answer.code == "hash-mismatch"
 
 
-@pytest.mark.parametrize("lease_s", [0, -1, 1e9])
+@pytest.mark.parametrize("lease_s", [0, -1, -1e308, 1e9])
 async def test_a_lease_out_of_range_never_blocks_a_domain_for_longer_than_the_limit(
     host: Host, serving: Serving, lease_s: float
 ) -> None:

@@ -1,19 +1,21 @@
 """libvirt behind a deadline; here libvirt's own test driver, in test_hypervisor_real a real libvirtd."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import libvirt
 import pytest
 
-from agent.errors import DomainNotFound, EventsLost, HypervisorRefused, HypervisorUnavailable
+from agent.errors import DomainNotFound, EventsLost, HypervisorRefused, HypervisorTimeout, HypervisorUnavailable
 from agent.host import hypervisor as module
 from agent.host.hypervisor import Hypervisor
 from agent.host.libvirt_link import DomainEvent
 
-NODE = "<node><cpu><num>2</num></cpu></node>"
+#: The one URI of the test driver whose connections share their domains.
+URI = "test:///default"
 VM = UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11")
 
 
@@ -25,16 +27,18 @@ def domain_xml(name: str = "win11", uuid: UUID = VM) -> str:
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    node = tmp_path / "node.xml"
-    node.write_text(NODE)
-    return f"test://{node}"
-
-
-@pytest.fixture
-async def hypervisor(uri: str) -> AsyncIterator[Hypervisor]:
-    async with Hypervisor(uri) as opened:
+async def hypervisor() -> AsyncIterator[Hypervisor]:
+    async with Hypervisor(URI) as opened:
+        await on_connection(opened, undefine_all)
         yield opened
+
+
+def undefine_all(connection: Any) -> None:
+    """Remove what the driver brings along, and what a test left."""
+    for domain in connection.listAllDomains():
+        if domain.isActive():
+            domain.destroy()
+        domain.undefine()
 
 
 async def on_connection(hypervisor: Hypervisor, work: object) -> None:
@@ -106,11 +110,72 @@ async def test_an_unreachable_libvirt_is_named_and_nothing_is_printed(capfd: pyt
     assert capfd.readouterr().err == ""
 
 
-async def test_calls_work_without_a_keeper_and_connect_by_themselves(uri: str) -> None:
-    lone = Hypervisor(uri)
+async def test_calls_work_without_a_keeper_and_connect_by_themselves() -> None:
+    lone = Hypervisor(URI)
 
-    assert await lone.domains() == []
+    assert (await lone.versions()).libvirt
     assert lone.connected
+
+
+async def test_calls_one_after_the_other_share_a_link_and_calls_at_once_do_not(hypervisor: Hypervisor) -> None:
+    lone = {await hypervisor._host_call("test", id) for _ in range(3)}
+    together = threading.Barrier(3, timeout=10)
+
+    def meet(connection: Any) -> int:
+        together.wait()
+        return id(connection)
+
+    at_once = await asyncio.gather(*(hypervisor._host_call(f"test {number}", meet) for number in range(3)))
+
+    assert len(lone) == 1
+    assert len(set(at_once)) == 3
+
+
+async def test_when_one_link_proves_dead_the_idle_ones_are_not_tried(hypervisor: Hypervisor) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def meet(connection: Any) -> Any:
+        together.wait()
+        return connection
+
+    def fail_once(connection: Any) -> None:
+        tried.append(connection)
+        if len(tried) == 1:
+            err = libvirt.libvirtError("the connection died")
+            err.err = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC, "", 2, None, None, None, -1, -1)
+            raise err
+
+    tried: list[Any] = []
+    idle = await asyncio.gather(*(hypervisor._host_call(f"test {number}", meet) for number in range(2)))
+
+    await hypervisor._host_call("test", fail_once)
+
+    assert tried[0] in idle
+    assert tried[1] not in idle
+
+
+async def test_a_link_whose_caller_gave_up_is_not_used_again_and_closed_when_its_call_ends() -> None:
+    used: list[Any] = []
+    let_go = threading.Event()
+
+    def linger(connection: Any) -> None:
+        used.append(connection)
+        let_go.wait(10)
+        used.append(connection.isAlive())
+
+    async with Hypervisor(URI, deadline_s=0.5) as hasty:
+        with pytest.raises(HypervisorTimeout):
+            await hasty._host_call("linger", linger)
+        others = [await hasty._host_call("test", lambda connection: connection)]
+        let_go.set()
+        # Its turn comes when the call before it has ended; a link that was put back then would be taken first.
+        others.append(await hasty._host_call("linger", lambda connection: connection))
+
+    lingered, was_alive = used
+    assert was_alive
+    assert lingered not in others
+    with pytest.raises(libvirt.libvirtError):
+        lingered.getHostname()
 
 
 async def test_events_arrive_in_order(hypervisor: Hypervisor) -> None:
@@ -132,8 +197,13 @@ async def test_a_listener_that_is_too_slow_is_told(hypervisor: Hypervisor, monke
     monkeypatch.setattr(module, "_EVENT_BACKLOG", 1)
     await hypervisor.domains()
     events = hypervisor.events()
+    delivered: list[DomainEvent] = []
+    hypervisor.on_event(delivered.append)
     for name in ("a", "b", "c"):
         await hypervisor.define(domain_xml(name, uuid4()))
+    async with asyncio.timeout(10):
+        while len(delivered) < 3:
+            await asyncio.sleep(0.01)
 
     async def listen() -> None:
         async for _ in events:

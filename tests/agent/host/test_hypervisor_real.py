@@ -1,8 +1,11 @@
 """libvirt behind a deadline, with a real libvirtd that is restarted, stopped in its tracks and held up by a hook."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from uuid import UUID, uuid4
 
 import pytest
@@ -98,7 +101,7 @@ async def test_a_restart_of_libvirtd_is_healed_without_a_call(
 async def test_a_restart_between_two_calls_is_not_noticed_by_the_caller(host: LabHost, guests: GuestFactory) -> None:
     guests("steady")
     lone = Hypervisor(host.uri, deadline_s=30)
-    assert await lone.domains()
+    await asyncio.gather(lone.domains(), lone.versions())  # two connections that the restart makes stale
 
     host.restart_libvirtd()  # blocks the loop on purpose: the notice of the closed connection cannot come first
 
@@ -124,6 +127,45 @@ async def test_a_libvirtd_that_hangs_is_an_error_within_the_deadline_and_no_more
     await until_connected(hypervisor)
     assert [domain.name for domain in await hypervisor.domains()] == ["frozen"]
     assert (await hypervisor.domain(uuid_of(guest))).state == "shut-off"
+
+
+@pytest.mark.case("F6")
+def test_many_calls_on_a_libvirtd_that_hangs_again_and_again_do_not_crash_the_process(
+    host: LabHost, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-X", "faulthandler", "-m", "tests.agent.host.hanging", host.uri]
+    treat = {"pause\n": host.pause_libvirtd, "resume\n": host.resume_libvirtd}
+    errors = tmp_path / "stderr"
+    try:
+        with (
+            errors.open("w") as stderr,
+            subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=stderr, text=True) as program,
+        ):
+            assert program.stdin is not None
+            assert program.stdout is not None
+            for line in program.stdout:
+                treat[line]()
+                program.stdin.write("done\n")
+                program.stdin.flush()
+    finally:
+        host.resume_libvirtd()
+
+    assert program.returncode == 0, errors.read_text()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_begun_once_libvirtd_goes_on(host: LabHost) -> None:
+    begun: list[object] = []
+    async with Hypervisor(host.uri, deadline_s=2.0) as hasty:
+        await until_connected(hasty)
+        host.pause_libvirtd()
+        try:
+            with pytest.raises(HypervisorTimeout):
+                await hasty._host_call("late", begun.append)
+        finally:
+            host.resume_libvirtd()
+        await hasty._host_call("late", id)  # its turn comes when the first one has ended
+
+    assert begun == []
 
 
 @pytest.mark.case("F6")

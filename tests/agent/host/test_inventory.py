@@ -14,6 +14,7 @@ from agent.errors import (
     HostFileUnsupported,
     HypervisorTimeout,
 )
+from agent.host import neighbours
 from agent.host.inventory import Inventory
 from agent.limits import Limits
 from agent.transactions.expected import Expected, ExpectedFiles
@@ -208,7 +209,7 @@ async def test_domains_that_share_an_nvram_file_are_named_through_links_too(inve
     path = rig.hypervisor.directory / f"{OTHER}.xml"
     path.write_text(path.read_text().replace(str(rig.nvram), str(link)))
 
-    assert sorted(await inventory.shared_nvram(rig.nvram)) == ["twin", "win11"]
+    assert sorted(neighbours.with_nvram(await inventory.neighbours(), rig.nvram)) == ["twin", "win11"]
 
 
 async def test_what_was_seen_sound_is_expected_from_then_on(inventory: Inventory, rig: Rig, expected: Expected) -> None:

@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from lxml import etree
 
@@ -141,6 +141,16 @@ class Rig:
             f"<devices>{disks}<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices></domain>"
         )
 
+    def neighbour(self, name: str, image: Path) -> None:
+        """Define another domain with one disk and nothing else."""
+        vm = uuid4()
+        (self.hypervisor.directory / f"{vm}.flags").write_text("")
+        (self.hypervisor.directory / f"{vm}.xml").write_text(
+            f"<domain type='qemu'><name>{name}</name><uuid>{vm}</uuid><os><type>hvm</type></os>"
+            f"<devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+            f"<source file='{image}'/><target dev='vda' bus='virtio'/></disk></devices></domain>"
+        )
+
     def edit(self, change: Callable[[str], str]) -> None:
         path = self.hypervisor.directory / f"{VM}.xml"
         path.write_text(change(path.read_text()))
@@ -174,9 +184,11 @@ class Rig:
         (path,) = root.xpath("devices/disk[target/@dev=$target]/source/@file", target=target)
         return Path(path)
 
-    def write_disk(self, target: str, pattern: int, path: Path | None = None) -> None:
-        """Write 64 KiB of one byte as a guest would."""
-        command = f"write -q -P {pattern} 0 64k"
+    def write_disk(
+        self, target: str, pattern: int, path: Path | None = None, *, at: str = "0", length: str = "64k"
+    ) -> None:
+        """Write one byte over and over as a guest would."""
+        command = f"write -q -P {pattern} {at} {length}"
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, path or self.top(target)], check=True)
 
     def contents(self) -> dict[str, str]:

@@ -19,8 +19,10 @@ from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
-KINDS = ("snapshot", "revert", "delete", "clone", "full-clone")
+KINDS = ("snapshot", "revert", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
 CLONES = ("clone", "full-clone")
+#: Which disks hold more below than above, so that their children are committed down and not rebased.
+HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,8 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     manager = rig.manager()
     if kind == "snapshot":
         return rig, (b"", {})
+    for target in HEAVY.get(kind, ()):
+        rig.write_disk(target, 0x50, at="1M", length="2M")
     taken, host_files = await story.snapshot(manager)
     story.change_everything(rig, 0x61)
     if kind == "revert":
@@ -70,6 +74,7 @@ async def settle(rig: Rig) -> Manager:
 
 
 @pytest.mark.case("F1")
+@pytest.mark.case("D6")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_agent_killed_at_every_point_leaves_the_old_state_or_the_new(
     tmp_path: Path, processes: ForkServerContext, kind: str
@@ -103,7 +108,7 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
         assert new == old, point
         gone = before - rig.files()
         assert len(added) in ((0, len(rig.targets)) if kind == "snapshot" else (0,)), point
-        assert len(gone) in ((0, len(rig.targets)) if kind == "delete" else (0,)), point
+        assert len(gone) in ((0, len(rig.targets)) if kind.startswith("delete") else (0,)), point
     assert {rig.top(target).exists() for target in rig.targets} == {True}, point
 
 

@@ -11,6 +11,7 @@ from agent.errors import (
     DomainBusy,
     DomainRunning,
     HypervisorUnavailable,
+    LeaseExpired,
     Recorded,
     TransactionEnded,
     TransactionMismatch,
@@ -85,6 +86,16 @@ async def test_lease_that_ran_out_undoes_and_says_so(rig: Rig, manager: Manager)
     assert rig.guards.all() == {}
 
 
+async def test_commit_after_the_lease_is_refused_and_undoes(rig: Rig, manager: Manager) -> None:
+    before = rig.files()
+    id_ = uuid4()
+    await manager.put(id_, story.snapshot_request(lease_s=0.0))
+    with pytest.raises(LeaseExpired):
+        await manager.commit(id_)
+    assert rig.files() == before
+    assert rig.guards.all() == {}
+
+
 async def test_renewed_lease_counts_anew(manager: Manager) -> None:
     id_ = uuid4()
     first = (await manager.put(id_, story.snapshot_request(lease_s=50.0))).lease_expires_at
@@ -155,3 +166,13 @@ async def test_libvirt_away_at_prepare_is_a_clear_error_and_nothing_is_left(rig:
     with pytest.raises(HypervisorUnavailable):
         await manager.put(uuid4(), story.snapshot_request())
     assert rig.files() == before
+
+
+async def test_journal_that_cannot_be_understood_is_set_aside_and_the_agent_starts(rig: Rig) -> None:
+    journal = rig.state_dir / "journal"
+    journal.mkdir()
+    (journal / f"{uuid4()}.jsonl").write_text('{"record": "from another age"}\n')
+    manager = rig.manager()
+    await manager.recover()
+    assert [path.suffix for path in journal.iterdir()] == [".damaged"]
+    await story.snapshot(manager)

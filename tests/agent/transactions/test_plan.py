@@ -29,14 +29,15 @@ from agent.transactions.model import (
     Doomed,
     Facts,
     Plan,
-    RebaseChild,
     RemoveFile,
+    Room,
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
     flat,
 )
-from agent.transactions.plan import overlay_path, plan_delete, plan_revert, plan_snapshot
+from agent.transactions.plan import overlay_path, plan_revert, plan_snapshot
+from agent.transactions.plan_delete import plan_delete
 from agent.wire.host_file import HostFile, MissingHostFile
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, SnapshotRequest
 from agent.wire.vm import Disk, Image
@@ -219,6 +220,14 @@ def test_without_undo_point_our_own_old_overlay_goes_and_a_foreign_one_stays() -
     assert ours in [step.path for step in flat(gone.clean) if isinstance(step, RemoveFile)]
 
 
+def test_old_overlay_that_a_snapshot_holds_or_something_stands_on_stays() -> None:
+    ours = f"/images/x.cf-{TX}.vda.qcow2"
+    standing = facts(disk("vda", path=ours, chain=[image(ours)]), frozen=frozen("vda"), in_use=frozenset({ours}))
+    unheld = facts(disk("vda", path=ours, chain=[image(ours)]), frozen=frozen("vda"))
+    for made in (plan_revert(standing, revert("vda")), plan_revert(unheld, revert("vda", held=[ours]))):
+        assert ours not in [step.path for step in flat(made.clean) if isinstance(step, RemoveFile)]
+
+
 def test_host_file_for_a_device_that_is_gone_is_refused() -> None:
     seen = facts(disk("vda"), frozen=frozen("vda"), host_file_paths={}, present=[])
     with pytest.raises(HostFileNotFound):
@@ -227,38 +236,94 @@ def test_host_file_for_a_device_that_is_gone_is_refused() -> None:
 
 def doomed(children: Mapping[str, Image | None] | None = None, **changes: object) -> Doomed:
     base = image("/images/f", backing="/images/base", backing_format="qcow2")
-    values: dict[str, object] = {"dependents": list(children or {}), "frozen": base, "is_top": False, **changes}
+    values: dict[str, object] = {
+        "dependents": list(children or {}),
+        "frozen": base,
+        "written_by": [],
+        "staged": "/images/.f",
+        **changes,
+    }
     return Doomed(target="vda", path="/images/f", children=dict(children or {}), **values)  # type: ignore[arg-type]
 
 
+def child(path: str = "/images/c", **changes: object) -> dict[str, Image | None]:
+    return {path: image(path, **{"backing": "/images/f", **changes})}
+
+
+GOING = ["set-aside frozen vda", "remove frozen vda"]
+
+
+def deletion(*volumes: Doomed, free: int = 10**12) -> Plan:
+    return plan_delete(list(volumes), Room({IMAGES: free, Path("/other"): free}, {IMAGES: 1, Path("/other"): 2}))
+
+
+def kinds(plan_: Plan) -> list[str]:
+    """Name the kinds of steps, group by group."""
+    return [" ".join(step.name.split()[0] for step in group) for group in [*plan_.switch, *plan_.clean]]
+
+
 def test_leaf_is_removed_without_a_merge() -> None:
-    assert plan_delete("win11", [doomed()]).names() == ["remove frozen vda"]
+    assert deletion(doomed()).names() == GOING
 
 
-def test_only_child_is_rebased_before_any_frozen_file_goes() -> None:
-    child = {"/images/c": image("/images/c", backing="/images/f")}
-    groups = plan_delete("win11", [doomed(child)]).switch
-    assert [type(step) for group in groups for step in group] == [RebaseChild, RemoveFile]
-    assert len(groups) == 2
+@pytest.mark.case("D4")
+def test_the_side_with_fewer_bytes_is_moved() -> None:
+    down, up = child(allocated_bytes=10), child(allocated_bytes=10**13)
+    assert kinds(deletion(doomed(down))) == ["commit", "replace"]
+    assert kinds(deletion(doomed(up))) == ["rebase", "set-aside", "remove"]
+
+
+@pytest.mark.case("D2")
+def test_files_are_written_to_after_the_rebases_and_removed_last_of_all() -> None:
+    mixed = [doomed(child(allocated_bytes=size)) for size in (10, 10**13, 20)]
+    assert kinds(deletion(*mixed)) == ["rebase", "set-aside", "commit commit", "replace replace", "remove"]
+
+
+@pytest.mark.parametrize(
+    "why_not",
+    [
+        doomed(child(allocated_bytes=10), private=False),
+        doomed(child(allocated_bytes=10, virtual_size_bytes=7)),
+        doomed(child("/other/c", allocated_bytes=10)),
+    ],
+    ids=["somebody else sees it", "another size", "another directory"],
+)
+def test_a_child_is_not_committed_down_where_that_would_be_noticed(why_not: Doomed) -> None:
+    assert kinds(deletion(why_not)) == ["rebase", "set-aside", "remove"]
+
+
+@pytest.mark.case("D2")
+def test_too_little_space_for_what_is_moved_is_refused_before_anything_is_begun() -> None:
+    volume = doomed(child(allocated_bytes=10))
+    with pytest.raises(NoSpace) as caught:
+        deletion(volume, volume, free=19)
+    assert caught.value.facts == {"path": "/images", "have_bytes": 19, "need_bytes": 20}
+    assert deletion(doomed(), free=0).switch
+
+
+def test_a_file_cannot_grow_beyond_its_disk() -> None:
+    full = image("/images/f", backing="/images/base", virtual_size_bytes=100, allocated_bytes=100)
+    assert deletion(doomed(child(allocated_bytes=50, virtual_size_bytes=100), frozen=full), free=0).switch
 
 
 def test_child_that_stands_below_already_is_not_rebased_again() -> None:
-    child = {"/images/c": image("/images/c", backing="/images/base")}
-    assert plan_delete("win11", [doomed(child, dependents=[])]).names() == ["remove frozen vda"]
+    settled = child(backing="/images/base")
+    assert deletion(doomed(settled, dependents=[])).names() == GOING
 
 
-def test_second_child_an_unknown_overlay_and_the_top_itself_are_refused() -> None:
-    two: dict[str, Image | None] = {p: image(p, backing="/images/f") for p in ("/images/c", "/images/d")}
+def test_second_child_an_unknown_overlay_and_a_writer_are_refused() -> None:
     with pytest.raises(SnapshotHasChildren):
-        plan_delete("win11", [doomed(two)])
+        deletion(doomed(child() | child("/images/d")))
     with pytest.raises(ImageRefused, match="belongs to no snapshot"):
-        plan_delete("win11", [doomed(dependents=["/images/by-hand"])])
-    with pytest.raises(ImageRefused, match="writes to it"):
-        plan_delete("win11", [doomed(is_top=True)])
+        deletion(doomed(dependents=["/images/by-hand"]))
+    with pytest.raises(ImageRefused, match="a disk of win11, which writes to it"):
+        deletion(doomed(written_by=["win11"]))
+    with pytest.raises(ImageRefused, match="a disk of twin too"):
+        deletion(doomed(child(), taken={"/images/c": ["twin"]}))
 
 
 def test_frozen_file_that_is_gone_already_needs_nothing() -> None:
-    assert plan_delete("win11", [doomed(frozen=None)]) == Plan()
+    assert deletion(doomed(frozen=None)) == Plan()
 
 
 names = st.text(

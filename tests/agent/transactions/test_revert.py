@@ -159,3 +159,52 @@ async def test_frozen_file_that_is_gone_or_altered_is_refused(rig: Rig, manager:
     frozen.rename(frozen.with_suffix(".away"))
     with pytest.raises(ImageRefused, match=r"vdb.*does not exist"):
         await manager.put(uuid4(), story.revert_request(taken, host_files))
+
+
+async def test_frozen_file_that_the_domain_was_put_back_on_by_hand_survives_a_revert_without_undo_point(
+    rig: Rig, manager: Manager
+) -> None:
+    first, host_files = await story.snapshot(manager)
+    second, _ = await story.snapshot(manager)
+    frozen = {volume.target: volume.path for volume in second.volumes}
+    present = {target: str(rig.top(target)) for target in rig.targets}
+    rig.edit(lambda xml: xml.replace(present["vda"], frozen["vda"]).replace(present["vdb"], frozen["vdb"]))
+    for taken in (first, second):
+        asked = story.revert_request(taken, host_files, undo=None)
+        await story.revert(manager, asked, host_files)
+        assert all(Path(path).exists() for path in frozen.values())
+
+
+async def test_old_top_that_a_snapshot_holds_survives_a_revert_without_undo_point(rig: Rig, manager: Manager) -> None:
+    taken, host_files = await story.snapshot(manager)
+    tops = [rig.top(target) for target in rig.targets]
+    asked = story.revert_request(taken, host_files, undo=None, held=[str(tops[0])])
+    await story.revert(manager, asked, host_files)
+    assert [top.exists() for top in tops] == [True, False]
+
+
+@pytest.mark.case("R7")
+async def test_undoing_twice_keeps_host_files_that_were_in_place_already(rig: Rig) -> None:
+    manager = rig.manager()
+    taken, host_files = await story.snapshot(manager)
+    before = rig.contents()
+    broken = iter([StorageFailed(action="syncing", path="journal", reason="no space left")])
+
+    def full_for_a_moment(name: str) -> None:
+        if name == "before journal ended" and (err := next(broken, None)):
+            raise err
+
+    manager = rig.manager(full_for_a_moment)
+    id_ = uuid4()
+    await manager.put(id_, story.revert_request(taken, host_files))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, story.chunks(data))
+    rig.hypervisor.failing, rig.hypervisor.error = (
+        {"define"},
+        lambda: StorageFailed(action="a", path="b", reason="c"),
+    )
+    with pytest.raises(StorageFailed):
+        await manager.commit(id_)
+    await manager.tick()
+    assert manager.get(id_).state == "aborted"
+    assert rig.contents() == before

@@ -170,3 +170,12 @@ async def test_qemu_cannot_write_to_old_or_new_tops_while_a_transaction_is_open(
         assert b'Failed to get "write" lock' in complaint
     await manager.abort(id_)
     rig.write_disk("vda", 1)
+
+
+async def test_disk_that_another_domain_has_too_is_refused(rig: Rig, manager: Manager) -> None:
+    rig.neighbour("twin", rig.top("vdb"))
+    before = rig.files()
+    with pytest.raises(ImageRefused, match="a disk of twin too"):
+        await manager.put(uuid4(), story.snapshot_request())
+    assert rig.files() == before
+    await story.snapshot(manager, exclude=["vdb"])

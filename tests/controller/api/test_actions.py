@@ -223,7 +223,8 @@ async def test_a_vm_that_two_hosts_define_is_refused_for_changing_work(api: Driv
 
 async def test_hosts_are_enrolled_and_taken_out(api: Driver) -> None:
     url = (await (await api.call("GET", f"/v1/hosts/{HOST}")).json())["url"]
-    body = {"name": "kvm2", "url": url, "agent_token": TOKEN}
+    assert await api.code("POST", "/v1/hosts", {"name": "kvm2", "url": url, "agent_token": TOKEN}) == "host-url-taken"
+    body = {"name": "kvm2", "url": url.replace("127.0.0.1", "localhost"), "agent_token": TOKEN}
     answer = await api.call("POST", "/v1/hosts", body)
     assert (answer.status, answer.headers["Location"]) == (201, "/v1/hosts/kvm2")
     assert TOKEN not in await answer.text()

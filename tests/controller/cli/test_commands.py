@@ -9,7 +9,8 @@ import pytest
 
 from agent.wire.access import Event, NewToken, Token
 from agent.wire.backup_file import BackupFile
-from agent.wire.fleet import Host, Vm
+from agent.wire.finding import Finding
+from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
 from agent.wire.snapshot import Snapshot
 from tests.controller.cli.conftest import Coldframe
@@ -177,18 +178,51 @@ def test_host_list_show_and_remove(fake: FakeController, coldframe: Coldframe) -
     assert coldframe("host", "remove", "kvm1").out == "Host kvm1 is removed\n"
 
 
-def test_vm_list_show_sync_and_forget(fake: FakeController, coldframe: Coldframe) -> None:
+def test_vm_list_show_and_sync(fake: FakeController, coldframe: Coldframe) -> None:
     vm = Vm.example()
     fake.page("/v1/vms", [vm])
     fake.answer("GET", "/v1/vms/win11", vm)
     fake.answer("POST", "/v1/vms/win11/sync", OPERATION, status=202)
-    fake.answer("DELETE", f"/v1/vms/{vm.uuid}", OPERATION, status=202)
+    fake.answer("DELETE", f"/v1/vms/{vm.uuid}", vm)
     assert coldframe("vm", "list", "--host", "kvm1", "--json").json["items"][0]["name"] == "win11"
     assert fake.asked[-1].query["host"] == "kvm1"
     assert "nvram      528.0 KiB  2026-11-02 09:30:00  -" in coldframe("vm", "show", "win11").out
     assert coldframe("vm", "sync", "win11", "--json").json["kind"] == "snapshot-create"
-    assert coldframe("vm", "forget", "win11", "--json").json["uuid"] == str(vm.uuid)
-    assert coldframe("vm", "forget", "win11").out == "VM win11 is forgotten; its disks were left\n"
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({"host_files": {"nvram": "ab", "tpm": "cd"}, "failed": [], "skipped": None}, "are synced: nvram, tpm\n"),
+        ({"host_files": {}, "failed": [], "skipped": None}, "Host files of win11 are synced\n"),
+        ({"host_files": {}, "failed": [], "skipped": "the VM is running"}, "Nothing was copied: the VM is running\n"),
+        (
+            {"host_files": {"tpm": "cd"}, "failed": [{"type": "nvram", "reason": "it is empty"}], "skipped": None},
+            "The nvram was not copied: it is empty\nHost files of win11 are synced: tpm\n",
+        ),
+        (
+            {"host_files": {}, "failed": [{"type": "nvram", "reason": "it is empty"}], "skipped": None},
+            "The nvram was not copied: it is empty\n",
+        ),
+    ],
+)
+def test_vm_sync_says_what_was_copied_and_what_was_not(
+    fake: FakeController, coldframe: Coldframe, result: dict[str, object], words: str
+) -> None:
+    ended = msgspec.structs.replace(OPERATION, kind="vm-sync", result=result)
+    fake.answer("POST", "/v1/vms/win11/sync", ended, status=202)
+    done = coldframe("vm", "sync", "win11")
+    assert (done.status, done.out.endswith(words), done.out.count("\n")) == (0, True, words.count("\n"))
+
+
+def test_backup_create_of_a_running_vm_says_whose_copies_they_are(fake: FakeController, coldframe: Coldframe) -> None:
+    result = {"source": "last-sync", "as_of": "2026-11-02T09:30:00Z", "reason": "the VM is running"}
+    ended = msgspec.structs.replace(OPERATION, kind="vm-backup-host-files", result=result)
+    fake.answer("POST", "/v1/vms/win11/backup-host-files", ended, status=202)
+    fake.page("/v1/backup-files", [BackupFile.example()])
+    done = coldframe("backup", "create", "win11", "--owner", str(BackupFile.example().owner_uuid))
+    told = "They are the copies from 2026-11-02T09:30:00Z, when it last stopped: the VM is running"
+    assert done.out.splitlines()[-1] == told
 
 
 def test_backup_create_prints_the_files_of_all_owners(fake: FakeController, coldframe: Coldframe) -> None:
@@ -249,3 +283,66 @@ def test_token_create_prints_the_secret_alone(fake: FakeController, coldframe: C
     assert fake.asked[-1].body["expires_at"] == "2027-01-02T00:00:00Z"
     assert "ansible  operator" in coldframe("token", "list").out
     assert coldframe("token", "revoke", str(made.token.uuid), "--json").json["name"] == "ansible"
+
+
+def test_edit_protect_and_unprotect_send_only_what_was_asked_and_the_version_they_saw(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    labelled = msgspec.structs.replace(SNAPSHOT, labels={"keep": "1", "drop": "2"})
+    fake.answer("GET", SNAPSHOT_PATH, labelled)
+    fake.answer("PATCH", SNAPSHOT_PATH, SNAPSHOT)
+    uuid = str(SNAPSHOT.uuid)
+    assert "is changed" in coldframe("snapshot", "edit", uuid, "--label", "new=3", "--remove-label", "drop").out
+    assert "is protected" in coldframe("snapshot", "protect", uuid).out
+    assert "no longer protected" in coldframe("snapshot", "unprotect", uuid).out
+    bodies = [one.body for one in fake.asked if one.method == "PATCH"]
+    nothing = {"name": None, "description": None, "labels": None, "protected": None}
+    assert bodies[0] == nothing | {"labels": {"keep": "1", "new": "3"}}
+    assert bodies[1:] == [nothing | {"protected": True}, nothing | {"protected": False}]
+    assert coldframe("snapshot", "edit", uuid).status == 2
+
+
+def test_vm_volumes_prints_one_line_for_each_file(fake: FakeController, coldframe: Coldframe) -> None:
+    fake.page("/v1/vms/win11/volumes", [VmVolume.example()])
+    done = coldframe("vm", "volumes", "win11")
+    assert len(done.out.splitlines()) == 2
+    assert "1 of 1" in done.out
+    assert coldframe("vm", "volumes", "win11", "--json").json["items"][0]["depth"] == 1
+
+
+def test_verify_exits_1_where_something_is_wrong_and_0_where_nothing_is(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    counts = {"snapshots": 1, "volumes": 2, "found": 1}
+    bad = msgspec.structs.replace(OPERATION, result={**counts, "findings": [Finding.example()]})
+    well = msgspec.structs.replace(OPERATION, result={**counts, "findings": []})
+    fake.answer("POST", f"{SNAPSHOT_PATH}/verify", bad, status=202)
+    fake.answer("POST", "/v1/vms/win11/verify", well, status=202)
+    fake.answer("POST", "/v1/verify", well, status=202)
+    done = coldframe("snapshot", "verify", str(SNAPSHOT.uuid), "--json")
+    assert (done.status, done.json["items"][0]["code"]) == (1, "frozen-file-altered")
+    assert "ERROR  frozen-file-altered  kvm1: " in coldframe("snapshot", "verify", str(SNAPSHOT.uuid)).out
+    done = coldframe("snapshot", "verify", "--vm", "win11", "--quick")
+    assert (done.status, done.out) == (0, "1 snapshot(s) with 2 frozen file(s) are as they were taken\n")
+    assert fake.asked[-1].query == {"deep": "false"}
+    assert coldframe("snapshot", "verify", "--all", "--json").json == {"items": []}
+    assert coldframe("snapshot", "verify").status == 2
+
+
+def test_doctor_exits_1_while_something_is_wrong_and_0_once_all_is_repaired(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    safe = msgspec.structs.replace(Finding.example(), safe=True)
+    done = msgspec.structs.replace(safe, done="It is removed")
+    note = msgspec.structs.replace(safe, severity="info", safe=False)
+    fake.page("/v1/doctor", [safe])
+    fake.answer(
+        "POST", "/v1/doctor/repair", msgspec.structs.replace(OPERATION, result={"items": [note, done]}), status=202
+    )
+    looked = coldframe("doctor")
+    assert looked.status == 1
+    assert "[doctor --repair does this]" in looked.out
+    assert coldframe("doctor", "--json").json["items"][0]["safe"] is True
+    mended = coldframe("doctor", "--repair")
+    assert mended.status == 0
+    assert [line.split()[0] for line in mended.out.splitlines()[::2]] == ["INFO", "REPAIRED", "Nothing"]

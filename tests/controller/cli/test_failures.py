@@ -58,6 +58,23 @@ def test_nobody_there_exits_5_and_says_how_to_find_the_controller(coldframe: Col
     assert coldframe("vm", "list", "--json", "--url", "nonsense").json["code"] == "controller-unreachable"
 
 
+def test_tls_asked_of_a_controller_without_it_is_told_as_such(fake: FakeController, coldframe: Coldframe) -> None:
+    done = coldframe("vm", "list", "--url", fake.url.replace("http:", "https:"))
+    assert (done.status, "TLS: " in done.err, "Operation not permitted" in done.err) == (5, True, False)
+
+
+def test_a_token_that_is_not_known_is_named(fake: FakeController, coldframe: Coldframe, tmp_path: Path) -> None:
+    fake.answer("GET", "/v1/vms", problem(401), status=401, kind="application/problem+json")
+    file = tmp_path / "old.token"
+    file.touch(mode=0o600)
+    file.write_text("cf_old\n")
+    done = coldframe("vm", "list", "--token-file", str(file))
+    assert (done.status, done.err.splitlines()[-1]) == (
+        1,
+        f"The token in {file} was refused; give another with --token-file",
+    )
+
+
 def test_somebody_else_there_exits_5(fake: FakeController, coldframe: Coldframe) -> None:
     fake.answer("GET", "/v1/vms", b"<html>", kind="text/html")
     assert coldframe("vm", "list", "--json").json["code"] == "not-a-controller"

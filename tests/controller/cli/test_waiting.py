@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from agent.wire.operation import Operation, Progress
+from agent.wire.operation import WAITS_FOR_STOP, Operation, Progress
 from controller.cli import waiting
 from tests.controller.cli.conftest import Coldframe
 from tests.controller.cli.fake import FakeController
@@ -71,3 +71,21 @@ def test_a_controller_that_stays_away_is_told_with_how_to_ask_later(
     done = coldframe("snapshot", "create", "win11", "--json")
     assert (done.status, done.json["code"]) == (5, "controller-unreachable")
     assert f"coldframe operation wait {OPERATION.uuid}" in done.json["detail"]
+
+
+def test_a_delete_that_waits_for_its_vm_says_so_and_does_not_hang(fake: FakeController, coldframe: Coldframe) -> None:
+    snapshot = "b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"
+    queued = msgspec.structs.replace(OPERATION, state="queued", step="", ended_at=None)
+    fake.answer("DELETE", f"/v1/snapshots/{snapshot}", queued, status=202)
+    fake.answer("GET", PATH, msgspec.structs.replace(queued, step=WAITS_FOR_STOP))
+    done = coldframe("snapshot", "delete", snapshot)
+    assert (done.status, "worked off when the VM stops" in done.out) == (0, True)
+    assert f"coldframe operation cancel {OPERATION.uuid}" in done.out
+
+
+def test_waiting_for_a_parked_operation_by_name_waits_to_its_end(fake: FakeController, coldframe: Coldframe) -> None:
+    parked = msgspec.structs.replace(OPERATION, state="queued", step=WAITS_FOR_STOP, ended_at=None)
+    for answer in (parked, parked, OPERATION):
+        fake.answer("GET", PATH, answer)
+    done = coldframe(*WAIT, "--json")
+    assert (done.status, done.json["state"]) == (0, "succeeded")

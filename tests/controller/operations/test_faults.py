@@ -52,6 +52,12 @@ async def remove(one: World) -> Operation:
     return await one.delete(first.uuid)
 
 
+async def remove_sibling(one: World) -> Operation:
+    """Leave a hidden base with one child, so that it goes in the same operation."""
+    second = next(item for item in await one.tree() if item.name == "second")
+    return await one.delete(second.uuid)
+
+
 Scenario = Callable[[World], Coroutine[Any, Any, Operation]]
 SCENARIOS: dict[str, Scenario] = {
     "create": take,
@@ -60,6 +66,7 @@ SCENARIOS: dict[str, Scenario] = {
     "delete": remove,
     "clone": clone,
     "clone-vm": clone_as_it_stands,
+    "delete-hidden": remove_sibling,
 }
 
 
@@ -70,6 +77,10 @@ async def prepared(tmp_path: Path, scenario: str) -> AsyncIterator[World]:
         first = await one.snapshot(name="first")
         if scenario == "revert":
             assert (await one.revert(first)).state == "succeeded"
+        if scenario == "delete-hidden":
+            await one.snapshot(name="second")
+            assert (await one.revert(first, undo_point=False)).state == "succeeded"
+            assert (await one.delete(first)).state == "succeeded"
         one.vm.host_files = {"nvram": b"nvram since", "tpm": b"tpm since"}
         one.agent.calls.clear()
         one.db.steps = 0

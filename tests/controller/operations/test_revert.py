@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from agent.wire.transaction import RevertRequest
 from controller.models import Content
 from controller.store import backup_files, groups, snapshots
 from tests.controller.world import World, world
@@ -170,3 +171,12 @@ async def test_an_unknown_disk_or_a_snapshot_that_is_not_whole_is_refused(one: W
     assert codes == ["invalid-request", "snapshot-busy", "snapshot-not-found"]
     one.agent.files.clear()
     one.vm.tops.clear()
+
+
+async def test_without_undo_point_the_host_is_told_which_files_snapshots_hold(one: World) -> None:
+    first, second = await one.snapshot(), await one.snapshot()
+    held = {volume.path for uuid in (first, second) for volume in (await one.db.run(snapshots.group, uuid)).volumes}
+    assert (await one.revert(first, undo_point=False)).state == "succeeded"
+    requests = [running.request for running in one.agent.transactions.values()]
+    (asked,) = [request for request in requests if isinstance(request, RevertRequest)]
+    assert set(asked.held) == held

@@ -5,7 +5,7 @@ import pytest
 
 from agent.wire.host import HostFacts
 from controller.db import Database
-from controller.errors import HostBusy, HostExists, HostNotFound
+from controller.errors import HostBusy, HostExists, HostNotFound, HostUrlTaken
 from controller.store import events, hosts, operations, snapshots, vms
 from tests.controller.factories import HOST, T0, add_host, add_snapshot, add_vm
 
@@ -26,6 +26,13 @@ async def test_a_host_is_enrolled_once(db: Database) -> None:
     with pytest.raises(HostExists):
         await db.run(hosts.add, HOST, "http://other:7701", "secret")
     assert (await db.run(hosts.get, HOST)).url == "http://kvm1:7701"
+
+
+async def test_one_agent_is_enrolled_under_one_name(db: Database) -> None:
+    await db.run(add_host)
+    with pytest.raises(HostUrlTaken, match=HOST):
+        await db.run(hosts.add, "again", "http://kvm1:7701", "secret")
+    assert await db.run(hosts.names) == [HOST]
 
 
 async def test_a_host_is_reachable_from_its_first_answer_until_it_fails_and_each_change_is_told_once(

@@ -8,9 +8,10 @@ from agent.wire.base import utc_now
 from agent.wire.problem import Problem
 from controller.db import Database
 from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
-from controller.models import Operation
+from controller.models import Operation, Vm
 from controller.store import events, operations
 from controller.store.operations import Job
+from tests.controller.factories import add_vm
 
 LEASE_S = 60.0
 
@@ -190,3 +191,35 @@ async def test_an_operation_that_is_not_known_is_not_found(db: Database) -> None
     for work in (operations.get, operations.job, operations.cancel):
         with pytest.raises(OperationNotFound):
             await db.run(work, uuid4())
+
+
+async def test_a_parked_operation_comes_after_all_others_and_only_once_its_vm_is_off(db: Database) -> None:
+    vm = await db.run(add_vm, state="running")
+    first = await enqueue(db, vm)
+    assert await claimed(db) == [first]
+    await db.run(operations.progress, first, memo={"begun": True})
+    assert (await db.run(operations.park, first, 0)).is_parked
+    assert (await db.run(operations.job, first)).memo == {operations.TRIES: 1}
+    second = await enqueue(db, vm)
+    assert await claimed(db) == [second]
+    assert await db.run(operations.open_count, vm, parked=False) == 1
+    await db.run(lambda: Vm.update(state="shut-off").where(Vm.uuid == vm).execute())
+    assert await claimed(db) == []
+    await db.run(operations.finish, second, "succeeded")
+    assert await claimed(db) == [first]
+
+
+async def test_a_parked_operation_is_left_alone_for_a_moment_and_can_be_cancelled(db: Database) -> None:
+    vm = await db.run(add_vm, state="shut-off")
+    one = await enqueue(db, vm)
+    assert await claimed(db) == [one]
+    await db.run(operations.park, one, 60)
+    assert await claimed(db) == []
+    assert (await db.run(operations.cancel, one)).state == "cancelled"
+
+
+async def test_an_operation_that_was_cancelled_before_it_was_parked_ends(db: Database) -> None:
+    one = await enqueue(db, await db.run(add_vm))
+    assert await claimed(db) == [one]
+    await db.run(operations.cancel, one)
+    assert (await db.run(operations.park, one, 0)).state == "cancelled"

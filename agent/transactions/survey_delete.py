@@ -1,0 +1,93 @@
+"""What a deletion must know of each frozen file: who stands on it, beside it and in any domain's chain."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from agent.errors import StorageFailed
+from agent.host import dependents, files, images, neighbours, qcow2
+from agent.host.neighbours import Neighbour
+from agent.limits import Limits
+from agent.transactions.model import Doomed, Room
+from agent.wire.transaction import DeleteRequest, DoomedVolume
+from agent.wire.vm import Image
+
+
+def is_gone(path: str) -> bool:
+    """Tell whether a file is not there. What cannot be told is said by whoever reads it."""
+    try:
+        return not Path(path).exists()
+    except OSError:
+        return False  # a name that no file can have
+
+
+def dependents_of(path: Path, users: list[Neighbour]) -> list[str]:
+    """List the files that stand on this one: beside it on disk, and in any domain's chains. Blocks."""
+    return sorted(map(str, {*dependents.standing_on(path), *neighbours.standing_on(users, path)}))
+
+
+def read_doomed(transaction: UUID, request: DeleteRequest, users: list[Neighbour], limits: Limits) -> list[Doomed]:
+    """Describe the frozen files of a request; ``users`` are all domains of the host, this one among them.
+
+    Raises ImageRefused, InternalSnapshot, StorageFailed where a file is not one to work with.
+    """
+    others = [one for one in users if one.uuid != request.vm]
+    return [_Volume(transaction, volume, users, others, limits).read() for volume in request.volumes]
+
+
+def room_of(doomed: list[Doomed]) -> Room:
+    """Measure the file systems of all files of a deletion."""
+    present = [image for one in doomed for image in (one.frozen, *one.children.values()) if image is not None]
+    directories = {Path(image.path).parent for image in present}
+    return Room(
+        free_bytes={directory: files.free_bytes(directory) for directory in directories},
+        device={directory: directory.stat().st_dev for directory in directories},
+    )
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """One frozen file looked at; ``others`` are the domains besides the one whose snapshot it is."""
+
+    transaction: UUID
+    volume: DoomedVolume
+    users: list[Neighbour]
+    others: list[Neighbour]
+    limits: Limits
+
+    def read(self) -> Doomed:
+        path = Path(self.volume.path)
+        taken = {child: neighbours.with_disk(self.others, Path(child)) for child in self.volume.children}
+        return Doomed(
+            target=self.volume.target,
+            path=self.volume.path,
+            staged=str(files.staged_path(path, str(self.transaction))),
+            frozen=self._image(self.volume.path),
+            children={child: self._image(child) for child in self.volume.children},
+            dependents=dependents_of(path, self.users),
+            written_by=neighbours.with_disk(self.users, path),
+            taken={child: names for child, names in taken.items() if names},
+            private=self._is_private(),
+        )
+
+    def _is_private(self) -> bool:
+        path = Path(self.volume.path)
+        present = [Path(one) for one in (self.volume.path, *self.volume.children) if not is_gone(one)]
+        return not neighbours.with_chain(self.others, path) and all(_is_simple(one) for one in present)
+
+    def _image(self, path: str) -> Image | None:
+        """Read one image, checked with all that is below it; None where the file is gone."""
+        if is_gone(path):
+            return None
+        allowed = self.limits.allowed_image_dirs
+        return images.read_chain(self.volume.target, Path(path), "qcow2", allowed, images.ANY_DEPTH)[0]
+
+
+def _is_simple(path: Path) -> bool:
+    """Tell whether an image has one name only, and no bitmaps: they would be lost, or count what we write."""
+    try:
+        return path.stat().st_nlink == 1 and not qcow2.read_header(path).bitmaps
+    except OSError as err:
+        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
+    except qcow2.Qcow2Error:
+        return False

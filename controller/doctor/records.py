@@ -1,0 +1,80 @@
+"""What the records themselves show to be wrong. For the database's thread."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from agent.wire.finding import Finding
+from agent.wire.fleet import Vm
+from controller.db import read
+from controller.store import invariants
+from controller.store.survey import Records
+
+_REASONS = {"creating": "taken", "reverting": "reverted to", "deleting": "deleted"}
+
+
+def judge(records: Records) -> list[Finding]:
+    """Return what contradicts itself, is held up, or waits to be seen to."""
+    reachable = {host.name for host in records.hosts if host.reachable}
+    with read():
+        found = list(_orphans())
+    found += _snapshots(records, reachable)
+    for vm in sorted(records.vms.values(), key=lambda one: (one.name, one.uuid)):
+        found += _vm(records, vm, reachable)
+    return found
+
+
+def _orphans() -> Iterator[Finding]:
+    for sentence in invariants.orphans():
+        # What lost its owner can go; a contradiction is for a person to judge.
+        ownerless = sentence.endswith("belongs to nothing") or (
+            sentence.startswith("backup file") and " has lost its " in sentence
+        )
+        repair = "Remove it" if ownerless else "Restore a sound copy of the database, and report this as a defect"
+        yield Finding(
+            code="database-orphan",
+            severity="warning" if ownerless else "error",
+            what=f"in the database {sentence}",
+            repair=repair,
+            safe=ownerless,
+        )
+
+
+def _snapshots(records: Records, reachable: set[str]) -> Iterator[Finding]:
+    for one in records.snapshots.values():
+        about: dict[str, Any] = {"vm": one.vm, "snapshot": one.uuid, "host": records.vms[one.vm].host}
+        told = f"snapshot {one.name} of VM {one.vm_name}"
+        if one.state == "failed":
+            what = f"{told} never became whole: {one.host_files.reason or 'no reason is recorded'}"
+            repair = f"Delete it: coldframe snapshot delete {one.uuid}"
+            yield Finding(code="snapshot-failed", severity="warning", what=what, repair=repair, **about)
+        elif one.state in _REASONS and one.vm not in records.busy:
+            what = f"{told} was being {_REASONS[one.state]}, and no operation works on it any more"
+            repair = f"Let its host say how that ended: coldframe vm sync {one.vm}"
+            safe = about["host"] in reachable and not records.vms[one.vm].conflict
+            yield Finding(code="snapshot-held-up", severity="error", what=what, repair=repair, safe=safe, **about)
+
+
+def _vm(records: Records, vm: Vm, reachable: set[str]) -> Iterator[Finding]:
+    about: dict[str, Any] = {"vm": vm.uuid, "host": vm.host}
+    if vm.conflict:
+        what = f"VM {vm.name} is defined on several hosts: {vm.conflict}"
+        repair = f"Undefine it on all but one: virsh undefine {vm.name} --keep-nvram --keep-tpm"
+        yield Finding(code="vm-conflict", severity="error", what=what, repair=repair, **about)
+        return
+    if vm.host is None:
+        what = f"no enrolled host defines VM {vm.name}; what is recorded of it is kept"
+        repair = f"Define it again, or: coldframe vm forget {vm.uuid}"
+        yield Finding(code="vm-nowhere", severity="info", what=what, repair=repair, **about)
+        return
+    if vm.state != "shut-off" or vm.uuid in records.busy:
+        return
+    for file in vm.host_files:
+        if file.reason is not None:
+            what = f"the {file.type} of VM {vm.name} could not be saved: {file.reason}"
+            repair = f"Mend what the reason names, then: coldframe vm sync {vm.uuid}"
+            yield Finding(code="host-file-not-saved", severity="warning", what=what, repair=repair, **about)
+        elif file.dirty_since is not None:
+            what = f"the {file.type} of VM {vm.name} has changed since it was saved: it ran at "
+            what += f"{file.dirty_since:%Y-%m-%d %H:%M:%S}"
+            repair, safe = f"Save it: coldframe vm sync {vm.uuid}", vm.host in reachable
+            yield Finding(code="host-file-dirty", severity="warning", what=what, repair=repair, safe=safe, **about)

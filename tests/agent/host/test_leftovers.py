@@ -1,0 +1,59 @@
+"""Finding files that are named as ours, in directories that hold much else."""
+
+import subprocess
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from agent.host import files, leftovers
+from agent.host.leftovers import Findings, Place
+from agent.transactions.plan import overlay_path
+
+
+def search(path: Path, levels: int = 3, **limits: int) -> Findings:
+    return leftovers.search([Place(path, levels)], **limits)
+
+
+def test_overlays_and_staged_files_are_found_by_their_names_with_the_transaction(tmp_path: Path) -> None:
+    id_ = uuid4()
+    overlay = Path(overlay_path(str(tmp_path / "a b.qcow2"), id_, "vda"))
+    staged = files.staged_path(tmp_path / "x_VARS.fd", str(id_))
+    unnamed = files.staged_path(tmp_path / "x_VARS.fd", "00ff00ff00ff00ff")
+    for path in (overlay, staged, unnamed, tmp_path / "win11.qcow2", tmp_path / "my.cf-notes.vda.qcow2"):
+        path.touch()
+    found = {one.path: (one.is_overlay, one.transaction) for one in search(tmp_path).found}
+    assert found == {overlay: (True, id_), staged: (False, id_), unnamed: (False, None)}
+
+
+def test_directories_are_looked_into_as_deep_as_was_asked_and_links_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "images"
+    deep = place / "one" / "two"
+    deep.mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (place / "link").symlink_to(outside)
+    name = f"x.cf-{UUID(int=0)}.vda.qcow2"
+    for directory in (place, deep, outside):
+        (directory / name).touch()
+    (place / f"l.cf-{UUID(int=0)}.vda.qcow2").symlink_to(outside / name)
+    assert [one.path for one in search(place, 0).found] == [place / name]
+    assert {one.path for one in search(place, 2).found} == {place / name, deep / name}
+
+
+def test_who_stands_on_an_overlay_is_told(tmp_path: Path) -> None:
+    overlay = Path(overlay_path(str(tmp_path / "a.qcow2"), uuid4(), "vda"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", overlay, "1M"], check=True)
+    top = tmp_path / "admin.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", overlay.name, top],
+        check=True,
+        cwd=tmp_path,
+    )
+    assert search(tmp_path).standing_on == {overlay: [str(top)]}
+
+
+def test_a_search_has_an_end_and_says_that_it_met_it(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).touch()
+    assert search(tmp_path, entries_limit=5).complete
+    assert not search(tmp_path, entries_limit=4).complete
+    assert search(tmp_path / "absent").complete
