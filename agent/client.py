@@ -27,6 +27,7 @@ import aiohttp
 import msgspec
 from aiohttp.client_exceptions import UnixClientConnectorError
 
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import Page
 from agent.wire.event import HostEvents
@@ -109,10 +110,13 @@ class AgentClient:
         fingerprint: str | None = None,
         timeouts: Timeouts | None = None,
         tls: ssl.SSLContext | None = None,
+        *,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._checkpoint = checkpoint
         self._aim(url, token, fingerprint)
 
     def _aim(self, url: str, token: str, fingerprint: str | None) -> None:
@@ -306,6 +310,7 @@ class AgentClient:
         """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
         try:
+            self._checkpoint(f"before {method} {path}")
             async with self._open().request(
                 method,
                 self._base + path,
@@ -320,6 +325,7 @@ class AgentClient:
                 if response.status >= 300 and response.status != 304:
                     raise AgentUnreachable(url=self.url, reason=f"redirected ({response.status})")
                 yield response
+            self._checkpoint(f"after {method} {path}")
         except TimeoutError as err:
             raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:

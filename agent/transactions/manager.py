@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -34,6 +34,7 @@ from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
 from agent.transactions.survey import staging_dir
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import FORMATS, HostFile, HostFileType
@@ -61,10 +62,6 @@ KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "host-file
 }
 
 
-def no_checkpoint(name: str) -> None:
-    """Go on: only tests stop the world at a checkpoint."""
-
-
 class Manager:
     """All transactions of this agent; one at a time for each domain."""
 
@@ -76,7 +73,7 @@ class Manager:
         guards: Guards,
         events: EventLog,
         limits: Limits,
-        checkpoint: Callable[[str], None] = no_checkpoint,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         directory = limits.state_dir / "journal"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

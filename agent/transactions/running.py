@@ -25,6 +25,7 @@ from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
 from agent.transactions.steps import Work
 from agent.transactions.survey import Surveyor, staging_dir
+from agent.web.checkpoint import Checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType
@@ -51,7 +52,7 @@ class Tools:
     guards: Guards
     journal: Journal
     limits: Limits
-    checkpoint: Callable[[str], None]
+    checkpoint: Checkpoint
 
 
 def problem_of(err: BaseException) -> Problem:

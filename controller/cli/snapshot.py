@@ -22,7 +22,7 @@ app = typer.Typer(help="Whole snapshots: disks, NVRAM and TPM.", no_args_is_help
 Id = Annotated[str, typer.Argument(help="UUID, the beginning of it, or VM/NAME.", metavar="ID")]
 
 
-@command(app, "create")
+@command(app, "create", waits=True)
 def create(  # noqa: PLR0917 - one parameter for each option of the command
     session: Session,
     vm: VmArgument,
@@ -92,7 +92,7 @@ def show(session: Session, id: Id) -> None:
     session.show(found, lambda: _print(session, found))
 
 
-@command(app, "revert")
+@command(app, "revert", waits=True)
 def revert(
     session: Session,
     id: Id,
@@ -112,7 +112,7 @@ def revert(
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_reverted(session, uuid, ended)))
 
 
-@command(app, "ungroup")
+@command(app, "ungroup", waits=True)
 def ungroup(session: Session, id: Id) -> None:
     """Give up a snapshot's host files; its frozen disks stay."""
     uuid = snapshot_uuid(session.client, id)
@@ -130,7 +130,7 @@ def ungroup(session: Session, id: Id) -> None:
         settle(session, answer, lambda _ended: tell())
 
 
-@command(app, "delete")
+@command(app, "delete", waits=True)
 def delete(session: Session, id: Id) -> None:
     """Delete a snapshot: merge its disks away, then drop its host files."""
     uuid = snapshot_uuid(session.client, id)

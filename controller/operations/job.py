@@ -145,6 +145,7 @@ class Job:
         if self.cancelled and not self.sealed:
             raise OperationCancelled(operation=self.uuid)
         log.info(kv("step", operation=self.uuid, kind=self.row.operation.kind, vm=self.row.operation.vm, step=name))
+        self.db.checkpoint(f"step {name}")
         memo = {key: msgspec.to_builtins(value) for key, value in (facts or {}).items()}
         self.memo.update(memo)
         await self.db.run(operations.progress, self.uuid, step=name, memo=memo)

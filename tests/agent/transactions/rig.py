@@ -20,7 +20,8 @@ from agent.host.inventory import Inventory
 from agent.limits import Limits
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
-from agent.transactions.manager import Manager, no_checkpoint
+from agent.transactions.manager import Manager
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 
 VM = UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11")
 NVRAM_BYTES = 540_672
@@ -151,7 +152,7 @@ class Rig:
     def flags(self, text: str) -> None:
         (self.hypervisor.directory / f"{VM}.flags").write_text(text)
 
-    def manager(self, checkpoint: Callable[[str], None] = no_checkpoint, **limits: object) -> Manager:
+    def manager(self, checkpoint: Checkpoint = no_checkpoint, **limits: object) -> Manager:
         guards, expected = Guards(self.state_dir), Expected(self.state_dir)
         bounds = Limits(
             state_dir=self.state_dir,
