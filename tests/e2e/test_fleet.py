@@ -23,6 +23,11 @@ def clean(pair: Pair, guest: Guest) -> bool:
     return len(held) == 2 and all(one["sha256"] and not one["dirty_since"] for one in held)
 
 
+def addresses(pair: Pair) -> list[str]:
+    """Return the addresses that are shown of host a."""
+    return [one["address"] for one in pair.host("a")["facts"]["addresses"]]
+
+
 @pytest.mark.case("P7")
 def test_a_cut_link_and_a_changed_address_are_shown_and_work_goes_on_without_a_restart(
     pair: Pair, moving: Moving
@@ -50,8 +55,7 @@ def test_a_cut_link_and_a_changed_address_are_shown_and_work_goes_on_without_a_r
     assert pair.coldframe("host", "set", "a", "--agent-url", pair.fleet.a.url)["url"] == "https://10.77.1.9:7701"
     assert pair.coldframe("snapshot", "create", str(guest.uuid))["state"] == "ready"
     pair.soon("the address is told", lambda: pair.told("host.address", host="a"))
-    addresses = lambda: [one["address"] for one in pair.host("a")["facts"]["addresses"]]  # noqa: E731 - asked again
-    pair.soon("the address is shown", lambda: "10.77.1.9" in addresses())
+    pair.soon("the address is shown", lambda: "10.77.1.9" in addresses(pair))
     assert pair.told("host.changed", host="a", url="https://10.77.1.9:7701")
 
 
