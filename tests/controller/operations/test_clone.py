@@ -1,6 +1,7 @@
 """Making clones of a snapshot, and of a VM as it stands."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,9 +10,10 @@ import pytest
 
 from agent.wire.base import utc_now
 from agent.wire.operation import Operation
+from controller.models import Clone
 from controller.operations import snapshot_create, snapshot_delete
 from controller.operations.clone import Target, Wanted, WantedOfVm
-from controller.store import backup_files, bases, clones, events, groups, host_files, snapshots, vms
+from controller.store import backup_files, bases, clones, events, groups, host_files, hosts, snapshots, vms
 from tests.controller.world import HOST, World, world
 
 
@@ -157,6 +159,14 @@ async def test_a_base_that_only_a_clone_stands_on_is_merged_by_the_clones_own_ne
     deleted = await one.act("snapshot-delete", snapshot_delete.Wanted(snapshot=own), vm=vm)
     assert (deleted.state, deleted.result["remarks"]) == ("succeeded", [])
     assert await one.hidden() == {}
+
+
+async def test_a_clone_follows_its_host_to_another_name(one: World) -> None:
+    snapshot = await one.snapshot()
+    (vm,) = made_of(await one.clone(snapshot, "a")).values()
+    present = await one.db.run(hosts.endpoint, HOST)
+    await one.db.run(hosts.change, HOST, replace(present, name="renamed"))
+    assert await one.db.run(lambda: Clone.get(Clone.vm == vm).host) == "renamed"
 
 
 def wanted(snapshot: UUID, *names: str, **more: Any) -> Wanted:
