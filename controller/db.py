@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import peewee
 from playhouse.migrations import Runner
 
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable
 from controller.models import database
 
@@ -46,10 +47,15 @@ _CHANGE = re.compile(r'(?:INSERT|UPDATE|DELETE)[A-Z ]*"(?P<table>\w+)"')
 
 
 class _CountsWrites(peewee.Database):
-    """Counts the statements that change rows, so that whoever waits for news knows when to look; notes their tables."""
+    """Counts the statements that change rows, so that whoever waits for news knows when to look; notes their tables.
+
+    ``work`` names what is being run, for the ``checkpoint`` around each commit.
+    """
 
     writes = 0
     touched: set[str]
+    work = ""
+    checkpoint: Checkpoint = staticmethod(no_checkpoint)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -77,8 +83,9 @@ class _TakenBack(Exception):
 class Database:
     """One database, opened and migrated by ``open()``. Only one can be open in a process, since it binds the models."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, checkpoint: Checkpoint = no_checkpoint) -> None:
         self.url = url
+        self.checkpoint = checkpoint
         self.version = 0
         self._pulse = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
@@ -92,6 +99,7 @@ class Database:
         if database.obj is not None:
             raise RuntimeError("another database is open in this process")
         self._real = _connectable(self.url)
+        self._real.checkpoint = self.checkpoint
         database.initialize(self._real)
         try:
             await self.run(_connect, self._real, self.url)
@@ -123,7 +131,9 @@ class Database:
         Raises DatabaseFailed where the database refuses, and whatever ``fn`` raises.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._work(loop, lambda: fn(*args, **kwargs)))
+        return await loop.run_in_executor(
+            self._thread, lambda: self._work(loop, name_of(fn), lambda: fn(*args, **kwargs))
+        )
 
     async def changed(self, since: int) -> int:
         """Wait until ``version`` is no longer ``since``; return it."""
@@ -131,11 +141,11 @@ class Database:
             await self._pulse.wait()
         return self.version
 
-    def _work(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
+    def _work(self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], T]) -> T:
         real = self._real
         if real is None:
             raise DatabaseFailed(reason="it is not open")
-        before = real.writes
+        before, real.work = real.writes, name
         try:
             return work()
         except _MISTAKES:
@@ -162,8 +172,13 @@ def write() -> Iterator[None]:
     rows changed and would have to be run again. Inside another ``write()`` it is a part of that one.
     """
     begin = ("IMMEDIATE",) if isinstance(database.obj, peewee.SqliteDatabase) else ()
+    outermost = database.transaction_depth() == 0
     with database.atomic(*begin):
         yield
+        if outermost:
+            database.obj.checkpoint(f"before commit {database.obj.work}")
+    if outermost:
+        database.obj.checkpoint(f"after commit {database.obj.work}")
 
 
 @contextlib.contextmanager
@@ -211,6 +226,11 @@ def migrate() -> list[str]:
             raise DatabaseTooNew(unknown=", ".join(unknown))
         applied: list[str] = runner.up()
     return applied
+
+
+def name_of(fn: Callable[..., object]) -> str:
+    """Return what the points of a function's commits are named after, such as ``store.operations.finish``."""
+    return f"{fn.__module__}.{getattr(fn, '__qualname__', type(fn).__name__)}".removeprefix("controller.")
 
 
 def _connectable(url: str) -> _CountsWrites:

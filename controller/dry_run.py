@@ -25,6 +25,7 @@ from controller.operations.job import Job
 from controller.operations.kinds import PLANS
 from controller.rehearsal import Rehearsal
 from controller.store import operations
+from controller.store.hosts import Endpoint
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class RehearsedHosts(Hosts):
 
     async def _connect(self, name: str) -> None:
         """Do nothing: a host that would be added is not asked again."""
+
+    async def _move(self, name: str, after: Endpoint) -> None:
+        """Do nothing: what is asked is asked at the present address."""
+
+    def _tell(self, event: str, **facts: object) -> None:
+        """Say nothing: it did not happen."""
 
 
 class RehearsedEngine(Engine):

@@ -53,6 +53,10 @@ class ImageLock:
             raise ImageInUse(target=target, path=str(path))
         return cls(descriptor)
 
+    def keeps_us_out(self) -> bool:
+        """Tell whether somebody else reads the image and lets nobody write to it: a VM that runs above it, say."""
+        return is_locked(self._descriptor, _WRITE_NOT_SHARED, 1)
+
     def release(self) -> None:
         """Let writers in again; a second call does nothing."""
         if self._descriptor >= 0:
@@ -68,12 +72,16 @@ class ImageLock:
         self.release()
 
 
-def require_unwritten(target: str, path: Path) -> None:
-    """Raise ``ImageInUse`` where somebody writes to an image, without locking anything; ``StorageFailed``."""
+def require_unwritten(target: str, path: Path, *, to_write: bool = False) -> None:
+    """Raise ``ImageInUse`` where somebody writes to an image, without locking anything; ``StorageFailed``.
+
+    With ``to_write`` also where somebody reads it and lets nobody write.
+    """
     try:
         descriptor = files.open_regular(path)
         try:
             written = is_locked(descriptor, _WRITE_USED, 1)
+            written = written or (to_write and is_locked(descriptor, _WRITE_NOT_SHARED, 1))
         finally:
             os.close(descriptor)
     except OSError as err:

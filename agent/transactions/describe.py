@@ -11,6 +11,8 @@ from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
     AnyStep,
     CommitChild,
+    ConvertImage,
+    CreateOverlay,
     Plan,
     RebaseChild,
     ReplaceChild,
@@ -21,18 +23,19 @@ from agent.transactions.model import (
 from agent.transactions.survey import Survey
 from agent.wire.plan import PlannedStep
 from agent.wire.problem import Problem
-from agent.wire.transaction import DoomedVolume, FrozenFile, RevertRequest, SnapshotRequest, VolumeOutcome
+from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
 
 
 def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
     """Give the fields of a prepared Transaction: what the controller keeps with the snapshot or the undo point."""
-    keeps = isinstance(request, SnapshotRequest) or (isinstance(request, RevertRequest) and request.undo is not None)
-    switched = sources(found.plan)
+    keeps = not isinstance(request, RevertRequest) or request.undo is not None
+    tops = {target: new for target, (_, new) in sources(found.plan).items()}
+    if isinstance(request, CloneRequest):
+        made = [step for step in flat(found.plan.stage) if isinstance(step, CreateOverlay | ConvertImage)]
+        tops = {step.target: step.path for step in made}
     return {
-        "volumes": [
-            _frozen(disk, switched[disk.target][1]) for disk in found.disks if keeps and disk.target in switched
-        ],
+        "volumes": [_frozen(disk, tops[disk.target]) for disk in found.disks if keeps and disk.target in tops],
         "excluded": found.plan.excluded,
         "expected": found.host_files.expected,
         "missing": found.plan.missing,
@@ -47,7 +50,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
 
 def total_bytes(plan: Plan) -> int:
     """Bound what a plan copies between image files."""
-    return sum(step.allocated_bytes for step in _merges(plan))
+    return sum(step.allocated_bytes for step in _merges(plan)) + sum(_copied(plan))
 
 
 def planned_steps(steps: Iterable[AnyStep]) -> list[PlannedStep]:
@@ -119,6 +122,10 @@ def _began(step: RebaseChild | CommitChild) -> bool:
 
 def _merges(plan: Plan) -> list[RebaseChild | CommitChild]:
     return [step for step in flat(plan.switch) if isinstance(step, RebaseChild | CommitChild)]
+
+
+def _copied(plan: Plan) -> list[int]:
+    return [step.size_bytes for step in flat(plan.stage) if isinstance(step, ConvertImage)]
 
 
 def _frozen(disk: Disk, overlay: str) -> FrozenFile:

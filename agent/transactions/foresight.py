@@ -20,18 +20,20 @@ from agent.errors import (
     TransactionNotFound,
 )
 from agent.transactions.asked import require_sense
+from agent.transactions.clone import CloneSurveyor
 from agent.transactions.describe import planned_steps, total_bytes
-from agent.transactions.journal import AnyRequest
+from agent.transactions.journal import AnyRequest, DomainRequest
 from agent.transactions.locks import Looks
-from agent.transactions.manager import KINDS, Manager, busy_with, host_file_request, outcome, require_prepared
+from agent.transactions.manager import Manager
 from agent.transactions.model import flat
 from agent.transactions.running import Running
+from agent.transactions.standing import KINDS, busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.steps import require_receivable
 from agent.transactions.survey import Survey, Surveyor
 from agent.web.errors import Error
 from agent.wire.host_file import HostFileType
 from agent.wire.plan import Plan, PlannedStep, planned
-from agent.wire.transaction import TransactionRequest
+from agent.wire.transaction import CloneRequest, TransactionRequest
 
 _DROP_GUARD = PlannedStep(action="drop-guard", name="let the domain start again")
 _ACCEPT_BLANK = PlannedStep(action="accept-blank", name="let the next start through without its host files")
@@ -53,8 +55,20 @@ class Foresight:
             steps = planned_steps(known.plan.steps())
             return _of(known, steps, notes=[f"it was begun already and is {state}: nothing more would be done"])
         require_sense(request)
+        if isinstance(request, CloneRequest):
+            return await self._clone(id_, request)
         _, plan = await self._look(id_, request)
         return plan
+
+    async def _clone(self, id_: UUID, request: CloneRequest) -> Plan:
+        """Plan a clone. Raises what its survey raises: a clone has no state of its own to object to."""
+        held_up = await asyncio.to_thread(self._held_up, request, request.name)
+        tools = self._manager.tools
+        work = tools.work_on(request.vm, Looks(idle=False), lambda _step, _bytes: None)
+        work.name = request.name
+        found = await CloneSurveyor(id_, request, work, tools.limits).survey()
+        steps, problems = planned_steps(found.plan.steps()), [err.problem() for err in held_up]
+        return planned("clone", steps, problems, vm=request.vm, bytes_to_move=total_bytes(found.plan))
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> Plan:
         """Plan the replacement of one host file. Raises PreconditionFailed, DomainNotFound, HostFileNotFound."""
@@ -131,22 +145,22 @@ class Foresight:
         ]
         return _of(running, [*undone, _DROP_GUARD])
 
-    async def _look(self, id_: UUID, request: AnyRequest) -> tuple[Survey, Plan]:
+    async def _look(self, id_: UUID, request: DomainRequest) -> tuple[Survey, Plan]:
         """Survey without locks; the objections to the domain's state come first, each once."""
-        state = await self._manager.tools.hypervisor.domain(request.vm)
-        objections = await asyncio.to_thread(self._held_up, request.vm, state.name)
-        looks = Looks(idle=state.active or bool(objections))
-        work = self._manager.tools.work_on(request.vm, looks, lambda _step, _bytes: None)
+        tools = self._manager.tools
+        state = await tools.hypervisor.domain(request.vm)
+        objections = await asyncio.to_thread(self._held_up, request, state.name)
+        work = tools.work_on(request.vm, Looks(idle=state.active or bool(objections)), lambda _step, _bytes: None)
         work.name = state.name
-        found = await Surveyor(id_, request, work, self._manager.tools.limits, raised := list[Error]()).survey()
+        found = await Surveyor(id_, request, work, tools.limits, raised := list[Error]()).survey()
         problems = {str(err): err.problem() for err in (*objections, *raised)}
         steps = planned_steps(found.plan.steps())
-        more = {"vm": request.vm, "bytes_to_move": total_bytes(found.plan)}
+        more = {"vm": request.vm, "bytes_to_move": total_bytes(found.plan), "notes": _notes(found)}
         return found, planned(KINDS[type(request)], steps, list(problems.values()), **more)
 
-    def _held_up(self, vm: UUID, name: str) -> list[Error]:
+    def _held_up(self, request: AnyRequest, name: str) -> list[Error]:
         """Return what a guard or a start would refuse. Blocks for microseconds."""
-        running = self._manager.at_work_on(vm)
+        vm, running = request.vm, self._manager.in_the_way_of(request)
         if running is not None:
             return [busy_with(running)]
         held = self._manager.tools.guards.get(vm)
@@ -154,6 +168,13 @@ class Foresight:
             facts = {"kind": held.kind, "transaction": held.transaction, "since": held.since.isoformat()}
             return [DomainBusy(name=name, **facts)]
         return [DomainStarting(name=name)] if self._manager.tools.guards.is_starting(vm) else []
+
+
+def _notes(found: Survey) -> list[str]:
+    """Say what the work would leave out."""
+    notes = [f"disk {target} would be left out" for target in found.plan.excluded]
+    notes += [f"the {one.type} would be missing: {one.reason}" for one in found.plan.missing]
+    return [*notes, *(f"the {type_} that is there now would be kept" for type_ in found.plan.kept)]
 
 
 def _of(running: Running, steps: list[PlannedStep], notes: Iterable[str] = (), bytes_to_move: int = 0) -> Plan:

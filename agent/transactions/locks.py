@@ -7,6 +7,7 @@ vanish with the agent, and a new agent takes them again in recovery.
 import logging
 from pathlib import Path
 
+from agent.errors import ImageInUse
 from agent.host import image_locks, tpm_lock
 from agent.host.image_locks import ImageLock
 from agent.host.tpm import StateLock
@@ -26,6 +27,12 @@ class HeldLocks:
         """Keep QEMU from writing to an image; ImageInUse where somebody does already."""
         if path not in self._images:
             self._images[path] = ImageLock.take(target, path)
+
+    def take_to_write(self, target: str, path: Path) -> None:
+        """Lock an image that our own qemu-img will write to; ImageInUse where somebody reads it, too."""
+        self.take_image(target, path)
+        if self._images[path].keeps_us_out():
+            raise ImageInUse(target=target, path=str(path))
 
     def release_image(self, path: Path) -> bool:
         """Let go of one image, and tell whether it was held."""
@@ -71,6 +78,11 @@ class Looks(HeldLocks):
         """Raise ImageInUse where somebody writes to an image."""
         if not self._idle:
             image_locks.require_unwritten(target, path)
+
+    def take_to_write(self, target: str, path: Path) -> None:
+        """Raise ImageInUse where somebody reads an image, too, and lets nobody write."""
+        if not self._idle:
+            image_locks.require_unwritten(target, path, to_write=True)
 
     def take_tpm(self, directory: Path) -> None:
         """Raise HostFileInUse where an emulator has a TPM state open."""

@@ -1,16 +1,16 @@
 """The transactions of one host: begun once per id, committed or aborted, leased, and recovered after a crash."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
     AgentRestarted,
-    DomainBusy,
     DomainRunning,
     HashMismatch,
     HostFileNotFound,
@@ -18,7 +18,6 @@ from agent.errors import (
     HypervisorUnavailable,
     LeaseExpired,
     PreconditionFailed,
-    Recorded,
     Released,
     TransactionEnded,
     TransactionMismatch,
@@ -31,18 +30,18 @@ from agent.limits import Limits
 from agent.transactions.asked import require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
+from agent.transactions.standing import KINDS, busy_with, clash, host_file_request, outcome, require_prepared
 from agent.transactions.survey import staging_dir
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
-from agent.wire.host_file import FORMATS, HostFile, HostFileType
+from agent.wire.host_file import HostFile, HostFileType
 from agent.wire.transaction import (
     DEFAULT_LEASE_S,
     ENDED,
+    CloneRequest,
     DeleteRequest,
-    RevertRequest,
-    SnapshotRequest,
     Transaction,
     TransactionRequest,
 )
@@ -51,18 +50,8 @@ log = logging.getLogger(__name__)
 
 #: How often leases are looked at and held-up work is tried again.
 TICK_S = 1.0
-
-
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "host-file"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    HostFileRequest: "host-file",
-}
-
-
-def no_checkpoint(name: str) -> None:
-    """Go on: only tests stop the world at a checkpoint."""
+#: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
+ANSWER_AFTER_S = 20.0
 
 
 class Manager:
@@ -76,7 +65,7 @@ class Manager:
         guards: Guards,
         events: EventLog,
         limits: Limits,
-        checkpoint: Callable[[str], None] = no_checkpoint,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         directory = limits.state_dir / "journal"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,6 +74,7 @@ class Manager:
         self._events = events
         self._known: dict[UUID, Running] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.answer_after_s = ANSWER_AFTER_S
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
@@ -115,21 +105,25 @@ class Manager:
     async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
         """Begin a transaction and answer when it is prepared; the same id and request answer the same again.
 
-        Raises InvalidRequest, DomainBusy, TransactionMismatch, and what preparing raises.
+        What takes longer than ``answer_after_s`` is answered with ``preparing`` and goes on. Raises InvalidRequest,
+        DomainBusy, TransactionMismatch, and what preparing raises.
         """
         known = self._known.get(id_)
         if known is not None:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
-            await known.settled.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
             return outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
-        await self._own(self._prepare(running, request.lease_s))
+        preparing = self._spawn(self._prepare(running, request.lease_s))
+        if (await asyncio.wait([preparing], timeout=self.answer_after_s))[0]:
+            preparing.result()
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
-        other = self.at_work_on(request.vm)
+        other = self.in_the_way_of(request)
         if other is not None:
             raise busy_with(other)
         transaction = Transaction(
@@ -162,8 +156,14 @@ class Manager:
 
     def at_work_on(self, vm: UUID) -> Running | None:
         """Return the transaction of a domain that has not ended."""
-        unfinished = (one for one in self._known.values() if one.transaction.state not in ENDED)
-        return next((one for one in unfinished if one.request.vm == vm), None)
+        return next((one for one in self._unfinished() if one.request.vm == vm), None)
+
+    def in_the_way_of(self, request: AnyRequest) -> Running | None:
+        """Return a transaction that has not ended and touches a domain that this one would touch."""
+        return next((one for one in self._unfinished() if clash(one.request, request)), None)
+
+    def _unfinished(self) -> Iterator[Running]:
+        return (one for one in self._known.values() if one.transaction.state not in ENDED)
 
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
@@ -227,11 +227,13 @@ class Manager:
                 await self._told(running)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
         running = self._running(id_)
+        if isinstance(running.request, CloneRequest):
+            running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
             await self._own(self._abort(running, Released(id=id_)))
@@ -341,34 +343,14 @@ class Manager:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
-
-def busy_with(running: Running) -> DomainBusy:
-    """Return what refuses a second transaction of a domain."""
-    seen = running.transaction
-    return DomainBusy(name=running.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat())
-
-
-def outcome(running: Running) -> Transaction:
-    """Return a transaction as it is. Raises Recorded for one that was aborted."""
-    if running.transaction.state == "aborted" and running.transaction.error is not None:
-        raise Recorded(running.transaction.error)
-    return running.transaction
-
-
-def require_prepared(running: Running) -> None:
-    """Raise TransactionEnded or Recorded for a transaction that is not waiting for commit."""
-    if running.transaction.state != "prepared":
-        outcome(running)
-        raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)
-
-
-def host_file_request(vm: UUID, type_: HostFileType, data: bytes) -> HostFileRequest:
-    """Return the request to replace one host file with these bytes."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    return HostFileRequest(vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let go of work. What failed is in its transaction, also where nobody waits for it any more."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.info("work-failed reason=%s", task.exception())
 
 
 async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from agent.wire.plan import Plan
 from controller.operations import (
     backup_host_files,
+    clone,
     repair,
     revert,
     snapshot_create,
@@ -21,7 +22,9 @@ KINDS: Mapping[str, Run] = {
     "snapshot-create": snapshot_create.run,
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
+    "snapshot-clone": clone.run,
     "snapshot-ungroup": ungroup.run,
+    "vm-clone": clone.run_of_vm,
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
@@ -34,7 +37,9 @@ PLANS: Mapping[str, Callable[[Job], Awaitable[Plan]]] = {
     "snapshot-create": snapshot_create.plan,
     "snapshot-revert": revert.plan,
     "snapshot-delete": snapshot_delete.plan,
+    "snapshot-clone": clone.plan,
     "snapshot-ungroup": ungroup.plan,
+    "vm-clone": clone.plan_of_vm,
     "snapshot-verify": verify.plan,
     "fleet-verify": verify_all.plan,
     "fleet-repair": repair.plan,

@@ -73,6 +73,14 @@ async def test_what_is_foreseen_of_a_deletion_is_what_is_journalled(rig: Rig, ma
     assert plan.bytes_to_move > 0
 
 
+@pytest.mark.parametrize("mode", ["linked", "full"])
+async def test_what_is_foreseen_of_a_clone_is_what_is_journalled(rig: Rig, manager: Manager, mode: str) -> None:
+    taken, host_files = await story.snapshot(manager)
+    plan = await hold_to_it(rig, manager, story.clone_request(taken, host_files, mode=mode))
+    assert plan.steps[-1].action == "define-domain"
+    assert bool(plan.bytes_to_move) == (mode == "full")
+
+
 @pytest.mark.parametrize(("flag", "code"), [("running", "domain-running"), ("saved", "domain-managed-save")])
 async def test_a_vm_that_is_not_at_rest_is_a_refusal_beside_the_steps(
     rig: Rig, manager: Manager, flag: str, code: str

@@ -26,7 +26,8 @@ LATER = f"{utc_now().year + 1}-01-01T00:00:00Z"
 
 def records() -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table."""
-    return {model.__name__: list(model.select().tuples()) for model in Record.__subclasses__()}
+    models: list[Any] = Record.__subclasses__()
+    return {model.__name__: list(model.select().tuples()) for model in models}
 
 
 class Driver:
@@ -98,6 +99,9 @@ async def test_every_route_that_changes_anything_answers_a_dry_run_and_changes_n
         "POST /v1/vms/{vm}/snapshots": {},
         "POST /v1/vms/{vm}/backup-host-files": {"owners": [OWNER]},
         "POST /v1/snapshots/{id}/revert": {},
+        "POST /v1/snapshots/{id}/clone": {"names": ["copy"]},
+        "POST /v1/vms/{vm}/clone": {"names": ["copy"]},
+        "PATCH /v1/hosts/{name}": {"name": "kvm9"},
         "PATCH /v1/snapshots/{id}": {"description": "new"},
     }
     assert made.state == "succeeded"

@@ -65,11 +65,13 @@ def answering(fake: FakeController) -> FakeController:
 #: What each command that changes anything needs after its name. A new one has its line here, or among those that read.
 CHANGING: dict[str, tuple[str, ...]] = {
     "host add": ("kvm1", "http://127.0.0.1:1", "--agent-token-file", "FILE"),
+    "host set": ("kvm1", "--rename", "kvm9"),
     "host remove": ("kvm1",),
     "vm sync": ("win11",),
     "vm forget": ("win11",),
     "snapshot create": ("win11",),
     "snapshot revert": ("ID",),
+    "snapshot clone": ("ID", "copy"),
     "snapshot ungroup": ("ID",),
     "snapshot delete": ("ID",),
     "snapshot edit": ("ID", "--name", "new"),
