@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from controller.operations import (
     backup_host_files,
     repair,
+    retention_apply,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -23,6 +24,7 @@ KINDS: Mapping[str, Run] = {
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
+    "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
 }

@@ -17,7 +17,7 @@ from controller.db import write
 from controller.operations import ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
-from controller.store import host_files
+from controller.store import expiry, host_files
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
 
@@ -39,7 +39,9 @@ async def run(job: Job) -> dict[str, Any]:
     if result is None:
         await leftovers.settle(job)
         result = await _take(job, job.wanted(Wanted))
-    return {**result, "remarks": await sync.refreshed(job)}
+    remarks = await sync.refreshed(job)
+    await job.db.run(expiry.expired_quietly, job.vm)
+    return {**result, "remarks": remarks}
 
 
 async def _take(job: Job, wanted: Wanted) -> dict[str, Any]:

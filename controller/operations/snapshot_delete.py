@@ -19,14 +19,15 @@ from controller.operations import bases, ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job, Parked
 from controller.store import bases as store
-from controller.store import groups, snapshots
+from controller.store import expiry, groups, snapshots
 from controller.store.snapshots import Group, GroupVolume
 
 
 class Wanted(Request, kw_only=True, frozen=True):
-    """The snapshot to delete."""
+    """The snapshot to delete. ``retention``: only if the policies still let it go when its turn comes."""
 
     snapshot: UUID
+    retention: bool = False
 
 
 class Fate(Request, kw_only=True, frozen=True):
@@ -59,6 +60,8 @@ async def _delete(job: Job, wanted: Wanted) -> dict[str, Any]:
     group = await job.db.run(snapshots.group, wanted.snapshot)
     if group.snapshot.protected:
         raise SnapshotProtected(snapshot=wanted.snapshot)
+    if wanted.retention and not job.sealed and not await job.db.run(expiry.is_due, wanted.snapshot):
+        raise OperationCancelled(operation=job.uuid)
     if not job.is_sealed(end.transaction) and (await sync.refresh(job)).state not in _AT_REST:
         raise Parked
     job.stoppable = True

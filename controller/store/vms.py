@@ -11,7 +11,7 @@ from agent.wire import fleet as wire
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Snapshot, Vm, VmDefinition, VolumeSnapshot
+from controller.models import BackupFile, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -133,6 +133,7 @@ def forget_traceless() -> None:
         kept = [
             ~Vm.uuid.in_(Snapshot.select(Snapshot.vm)),
             ~Vm.uuid.in_(host_files.vms_with_copies()),
+            ~Vm.uuid.in_(RetentionPolicy.select(RetentionPolicy.vm).where(RetentionPolicy.vm.is_null(False))),
             ~Vm.uuid.in_(BackupFile.select(BackupFile.owner_uuid).where(BackupFile.owner_kind == "vm")),
         ]
         for row in list(Vm.select().where(Vm.host.is_null(), *kept)):
