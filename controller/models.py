@@ -30,6 +30,7 @@ from peewee import (
 from agent.wire.access import Role
 from agent.wire.backup_file import OwnerKind
 from agent.wire.base import utc_now
+from agent.wire.clone import CloneMode, TpmChoice
 from agent.wire.host_file import HostFileFormat, HostFileType
 from agent.wire.operation import OperationState
 from agent.wire.snapshot import Completeness, SnapshotState
@@ -231,6 +232,33 @@ class VolumeSnapshot(Record):
         indexes = ((("snapshot", "target"), True),)
 
 
+class Clone(Record):
+    """What a VM was cloned from. Nothing here is a foreign key: source and snapshot may be gone before the clone.
+
+    ``seeds`` are hash and format by type until the clone is there; then its backup files hold them.
+    """
+
+    vm: Field[UUID] = UuidField(primary_key=True)
+    name: Field[str] = TextField()
+    source: Field[UUID] = UuidField(index=True)
+    snapshot: Field[UUID] = UuidField(index=True)
+    host: Field[str] = TextField()
+    mode: Field[CloneMode] = WordField()
+    tpm: Field[TpmChoice] = WordField()
+    operation: Field[UUID] = UuidField()
+    transaction: Field[UUID] = UuidField()
+    state: Field[Literal["creating", "ready"]] = WordField()
+    started: Field[bool] = BooleanField(default=False)
+    seeds: Field[Any] = JsonField(default=dict)
+    result: Field[Any] = JsonField(default=dict)
+    created_at: Field[datetime] = TimeField(default=utc_now)
+
+    class Meta:
+        """Name the table."""
+
+        table_name = "clone"
+
+
 class Operation(Record):
     """One piece of work. ``seq`` is the order in a VM's queue; ``memo`` is what a restart needs to go on.
 
@@ -352,6 +380,7 @@ MODELS: tuple[type[Record], ...] = (
     BackupFile,
     Snapshot,
     VolumeSnapshot,
+    Clone,
     Operation,
     RetentionPolicy,
     Event,

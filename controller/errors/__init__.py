@@ -8,8 +8,8 @@
     │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -34,10 +34,12 @@
 from agent.web.errors import Error
 from controller.errors.conflict import (
     BackupFileOwned,
+    ClonesFailed,
     Conflict,
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
     OperationCancelled,
@@ -52,6 +54,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmExists,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -91,6 +94,7 @@ __all__ = [
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
+    "ClonesFailed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",
@@ -105,6 +109,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
     "HostUnreachable",
@@ -131,6 +136,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmExists",
     "VmNotFound",
     "VmNowhere",
 ]
