@@ -67,7 +67,7 @@ async def keep_retention(db: Database, nudge: Callable[[], None], interval_s: fl
     while True:
         try:
             for vm in await db.run(expiry.concerned):
-                await db.run(expiry.expired_quietly, vm)
+                await db.run(expiry.expire_quietly, vm)
         except DatabaseFailed as err:
             log.warning(kv("retention-failed", detail=str(err)))
         nudge()

@@ -38,14 +38,14 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 
 async def run(job: Job) -> dict[str, Any]:
-    """Take it; the result names the snapshot and says whether its host files are complete."""
+    """Take it; the result names the snapshot, the state of its host files, and what retention deletes."""
     result = job.recalled(CONCLUDED, dict[str, Any])
     if result is None:
         await leftovers.settle(job)
         result = await take(job, job.wanted(Wanted))
     remarks = await sync.refreshed(job)
-    await job.db.run(expiry.expired_quietly, job.vm)
-    return {**result, "remarks": remarks}
+    deletions = await job.db.run(expiry.expire_quietly, job.vm)
+    return {**result, "deletions": [str(one) for one in deletions], "remarks": remarks}
 
 
 async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any]:

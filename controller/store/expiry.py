@@ -18,11 +18,10 @@ from controller.db import read, write
 from controller.errors import SnapshotNotFound, VmConflict, VmNotFound, VmNowhere
 from controller.models import Operation, VolumeSnapshot
 from controller.retention import Verdict, covers, plan
-from controller.store import audit, events, operations, retention, snapshots, survey, vms
+from controller.store import audit, deletions, events, operations, retention, snapshots, survey, vms
 
 #: Who asks for these deletions, as the audit log has it.
 IDENTITY = "retention"
-_KIND = "snapshot-delete"
 #: After a failure the next try comes after an hour, then twice as late each time, up to a day: a full disk is seen to
 #: by then, and an operation a day is no flood.
 _RETRY, _RETRY_MAX = timedelta(hours=1), timedelta(days=1)
@@ -56,7 +55,7 @@ def expire(vm: UUID, *, only: str | None = None, now: datetime | None = None) ->
         due = [one for one in _verdicts(vm, retention.enabled()) if not one.keep and _about(one, only)]
         if not due:
             return []
-        host, asked = vms.host_of(vm), _asked(vm)
+        host, asked = vms.host_of(vm), deletions.under_way(vm)
         found = []
         for one in due:
             known = asked.get(one.snapshot.uuid)
@@ -67,12 +66,12 @@ def expire(vm: UUID, *, only: str | None = None, now: datetime | None = None) ->
         return found
 
 
-def expired_quietly(vm: UUID) -> None:
-    """As ``expire``, where nobody waits for the answer: a VM that no host can work on is left for later."""
+def expire_quietly(vm: UUID) -> list[UUID]:
+    """As ``expire``, for what goes by the way: a VM that no host can work on is left for later."""
     try:
-        expire(vm)
+        return [one.uuid for one in expire(vm)]
     except (VmNowhere, VmConflict, VmNotFound):
-        return
+        return []
 
 
 def is_due(snapshot: UUID) -> bool:
@@ -95,7 +94,7 @@ def preview(name: str) -> list[RetentionVerdict]:
         policies = [policy, *(one for one in retention.enabled() if one.name != name)]
         found: list[RetentionVerdict] = []
         for vm, _ in survey.with_snapshots():
-            asked = _asked(vm)
+            asked = deletions.under_way(vm)
             found += [
                 _told(one, asked.get(one.snapshot.uuid))
                 for one in _verdicts(vm, policies)
@@ -111,7 +110,7 @@ def failing() -> list[Failing]:
 
 
 def _failing(vm: UUID) -> Iterator[Failing]:
-    asked = _asked(vm)
+    asked = deletions.under_way(vm)
     for one in _verdicts(vm, retention.enabled()):
         tries = [] if one.keep or one.snapshot.uuid in asked else _tries(one.snapshot.uuid)
         if tries and tries[-1].state == "failed" and tries[-1].error is not None:
@@ -123,21 +122,8 @@ def _verdicts(vm: UUID, policies: Sequence[RetentionPolicy]) -> list[Verdict]:
         VolumeSnapshot.vm == vm, VolumeSnapshot.merged | VolumeSnapshot.altered
     )
     going = {row.snapshot_id for row in begun if row.snapshot_id is not None}
-    going |= {uuid for uuid, row in _asked(vm).items() if not _ours(row)}
+    going |= {uuid for uuid, row in deletions.under_way(vm).items() if not deletions.by_retention(row)}
     return plan(snapshots.page(_ALL, vm=vm).items, policies, going)
-
-
-def _asked(vm: UUID) -> dict[UUID, Operation]:
-    """Return the deletions of a VM's snapshots that have not ended; somebody else's goes before our own."""
-    rows = Operation.select().where(
-        Operation.vm == vm, Operation.kind == _KIND, Operation.state.in_(["queued", "running"])
-    )
-    return {UUID(row.request["snapshot"]): row for row in sorted(rows, key=_ours, reverse=True)}
-
-
-def _ours(row: Operation) -> bool:
-    # No caller can send this key: a header's value has no space.
-    return (row.idempotency_key or "").startswith(f"{IDENTITY} ")
 
 
 def _about(one: Verdict, only: str | None) -> bool:
@@ -147,7 +133,7 @@ def _about(one: Verdict, only: str | None) -> bool:
 def _ask(one: Verdict, host: str) -> WireOperation:
     uuid, vm = one.snapshot.uuid, one.snapshot.vm
     key = _key(uuid, len(_tries(uuid)) + 1)
-    operation = operations.enqueue(_KIND, vm, host, {"snapshot": str(uuid), "retention": True}, key=key)
+    operation = deletions.ask(uuid, vm, host, "retention", key)
     line = audit.begin(
         actor=IDENTITY, role="operator", remote="controller", method="DELETE", path=f"/v1/snapshots/{uuid}"
     )

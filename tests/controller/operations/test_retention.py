@@ -192,7 +192,7 @@ async def test_a_vm_in_conflict_or_nowhere_is_left_for_later(one: World) -> None
     await one.db.run(lambda: Vm.update(conflict=None, host=None).execute())
     with pytest.raises(VmNowhere):
         await one.db.run(expiry.expire, one.vm.uuid)
-    await one.db.run(expiry.expired_quietly, one.vm.uuid)
+    await one.db.run(expiry.expire_quietly, one.vm.uuid)
     ended = await applied(one)
     assert [item["vm"] for item in ended.result["skipped"]] == [str(one.vm.uuid)]
     assert await deletions(one) == []
