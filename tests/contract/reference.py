@@ -50,7 +50,8 @@ def first_line(doc: str | None) -> str:
 def errors(module: ModuleType) -> list[type[Error]]:
     """Return the error classes that a module declares and that have a code of their own."""
     found = [one for one in vars(module).values() if inspect.isclass(one) and issubclass(one, Error)]
-    return [one for one in found if one.__module__ == getattr(module, "__name__", "") and "code" in vars(one)]
+    home = module.__name__
+    return [one for one in found if f"{one.__module__}.".startswith(f"{home}.") and "code" in vars(one)]
 
 
 def error_table(*modules: ModuleType) -> str:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "agent.wire": ("agent.wire",),
     "agent.web": ("agent.web", "agent.wire"),
     "agent.client": ("agent.client", "agent.web", "agent.wire"),
-    "agent.errors": ("agent.web.errors", "agent.wire"),
+    "agent.errors": ("agent.errors", "agent.web.errors", "agent.wire"),
     "agent.host": ("agent.host", "agent.errors", "agent.limits", "agent.wire", "agent.web.errors", "agent.web.log"),
     "agent.transactions": (
         "agent.transactions",
@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "agent.errors",
         "agent.limits",
         "agent.wire",
+        "agent.web.checkpoint",
         "agent.web.errors",
         "agent.web.log",
     ),

@@ -1,0 +1,138 @@
+"""The controller's errors.
+
+::
+
+    Error
+    ├── NotFound                     404
+    │   ├── HostNotFound  VmNotFound  SnapshotNotFound  BackupFileNotFound  HostFileNotHeld
+    │   ├── OperationNotFound  TokenNotFound
+    │   └── ContentMissing           500  a record names bytes that are not there
+    ├── Conflict                     409  nothing was changed
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
+    │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
+    │   ├── BackupFileOwned  OwnerReserved
+    │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
+    │   └── TokenExists
+    ├── HostUnreachable              502
+    │   ├── HostTimeout              504
+    │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
+    ├── AgentRefusedToken            422
+    ├── TransactionAborted           409  the host undid the work
+    ├── HostFileTooLarge             413
+    ├── CaptureCorrupt               502  other bytes arrived than the host announced
+    ├── HostFilesMissing             409  some of a VM's host files cannot be had
+    ├── DisksNotDeleted              500  some disks of a snapshot could not be merged away
+    ├── NameInvalid                  422
+    ├── NotYetSupported              501  says what to do instead
+    ├── ContentCorrupt               500  stored bytes no longer have their hash
+    └── DatabaseFailed               503  it refused to read or write
+        ├── DatabaseUnusable         500  it cannot be opened at all
+        └── DatabaseTooNew           500  a newer controller has migrated it
+"""
+
+from agent.web.errors import Error
+from controller.errors.conflict import (
+    BackupFileOwned,
+    ClonesFailed,
+    Conflict,
+    FrozenFileHeld,
+    HostBusy,
+    HostExists,
+    HostIsAnother,
+    HostUrlTaken,
+    IdempotencyConflict,
+    OperationCancelled,
+    OperationNotCancellable,
+    OwnerReserved,
+    SnapshotBusy,
+    SnapshotExists,
+    SnapshotPartlyDeleted,
+    SnapshotProtected,
+    TokenExists,
+    VmAmbiguous,
+    VmBusy,
+    VmConflict,
+    VmExists,
+    VmNowhere,
+)
+from controller.errors.host import (
+    AgentRefusedToken,
+    CaptureCorrupt,
+    DisksNotDeleted,
+    HostFilesMissing,
+    HostFileTooLarge,
+    HostTimeout,
+    HostUnreachable,
+    OutcomeUnknown,
+    TransactionAborted,
+)
+from controller.errors.missing import (
+    BackupFileNotFound,
+    ContentMissing,
+    HostFileNotHeld,
+    HostNotFound,
+    NotFound,
+    OperationNotFound,
+    SnapshotNotFound,
+    TokenNotFound,
+    VmNotFound,
+)
+from controller.errors.own import (
+    ContentCorrupt,
+    DatabaseFailed,
+    DatabaseTooNew,
+    DatabaseUnusable,
+    NameInvalid,
+    NotYetSupported,
+)
+
+__all__ = [
+    "AgentRefusedToken",
+    "BackupFileNotFound",
+    "BackupFileOwned",
+    "CaptureCorrupt",
+    "ClonesFailed",
+    "Conflict",
+    "ContentCorrupt",
+    "ContentMissing",
+    "DatabaseFailed",
+    "DatabaseTooNew",
+    "DatabaseUnusable",
+    "DisksNotDeleted",
+    "Error",
+    "FrozenFileHeld",
+    "HostBusy",
+    "HostExists",
+    "HostFileNotHeld",
+    "HostFileTooLarge",
+    "HostFilesMissing",
+    "HostIsAnother",
+    "HostNotFound",
+    "HostTimeout",
+    "HostUnreachable",
+    "HostUrlTaken",
+    "IdempotencyConflict",
+    "NameInvalid",
+    "NotFound",
+    "NotYetSupported",
+    "OperationCancelled",
+    "OperationNotCancellable",
+    "OperationNotFound",
+    "OutcomeUnknown",
+    "OwnerReserved",
+    "SnapshotBusy",
+    "SnapshotExists",
+    "SnapshotNotFound",
+    "SnapshotPartlyDeleted",
+    "SnapshotProtected",
+    "TokenExists",
+    "TokenNotFound",
+    "TransactionAborted",
+    "VmAmbiguous",
+    "VmBusy",
+    "VmConflict",
+    "VmExists",
+    "VmNotFound",
+    "VmNowhere",
+]
