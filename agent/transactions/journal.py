@@ -25,14 +25,14 @@ import msgspec
 
 from agent.errors import StorageFailed
 from agent.host import files
-from agent.transactions.model import HostFileRequest, Plan
+from agent.transactions.model import Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import DeleteRequest, RevertRequest, SnapshotRequest, Transaction
+from agent.wire.transaction import DeleteRequest, RestoreRequest, RevertRequest, SnapshotRequest, Transaction
 
 log = logging.getLogger(__name__)
 
 
-AnyRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
+AnyRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

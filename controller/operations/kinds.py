@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from controller.operations import (
     backup_host_files,
     repair,
+    restore_host_files,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -25,4 +26,5 @@ KINDS: Mapping[str, Run] = {
     "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }

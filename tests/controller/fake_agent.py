@@ -18,6 +18,7 @@ from agent.wire.host_file import HostFiles
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
+    RestoreRequest,
     RevertRequest,
     Transaction,
     TransactionRequest,
@@ -167,7 +168,7 @@ class FakeAgent(FakeHost):
 
     async def _upload(self, request: web.Request) -> web.Response:
         running, data = self._transaction(request), await request.read()
-        assert isinstance(running.request, RevertRequest)
+        assert isinstance(running.request, RevertRequest | RestoreRequest)
         for ref in running.request.host_files:
             if ref.type == request.match_info["type"] and ref.sha256 == digest(data):
                 running.uploaded[ref.type] = data

@@ -18,6 +18,7 @@ from agent.wire.transaction import (
     ENDED,
     DeleteRequest,
     FrozenFile,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -157,7 +158,7 @@ class FakeHost:
             id=id,
             kind=KINDS[type(wanted)],
             vm=vm.uuid,
-            snapshot=wanted.snapshot,
+            snapshot=getattr(wanted, "snapshot", None),
             state="prepared",
             started_at=now,
             lease_expires_at=now + timedelta(seconds=wanted.lease_s),
@@ -167,9 +168,17 @@ class FakeHost:
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
             return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, RestoreRequest):
+            return self._prepare_restore(vm, wanted, view)
         for volume in wanted.volumes:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
+
+    def _prepare_restore(self, vm: FakeVm, wanted: RestoreRequest, view: Transaction) -> Running:
+        new = {ref.type: ref.sha256 for ref in wanted.host_files}
+        captured = {kind: data for kind, data in vm.host_files.items() if kind in new and digest(data) != new[kind]}
+        view = msgspec.structs.replace(view, host_files=[host_file(kind, data) for kind, data in captured.items()])
+        return Running(wanted, view, captured)
 
     def _prepare_snapshot(self, vm: FakeVm, wanted: SnapshotRequest, view: Transaction) -> Running:
         if unknown := set(wanted.exclude) - set(vm.tops):
@@ -268,6 +277,8 @@ class FakeHost:
                 self._overlay(vm, volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
             self._put_back(vm, running, running.request)
+        elif isinstance(running.request, RestoreRequest):
+            self._receive(vm, running, running.request)
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
@@ -280,15 +291,20 @@ class FakeHost:
         self.files[overlay] = FakeFile(backing=backing)
         vm.tops[target] = overlay
 
-    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+    def _receive(self, vm: FakeVm, running: Running, wanted: RevertRequest | RestoreRequest) -> None:
         if waiting := {ref.type for ref in wanted.host_files} - set(running.uploaded):
             raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        vm.host_files.update(running.uploaded)
+        for kind in running.uploaded:
+            vm.broken.pop(kind, None)
+
+    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+        self._receive(vm, running, wanted)
         for volume in wanted.volumes:
             old = vm.tops[volume.target]
             self._overlay(vm, volume.target, f"/images/cf-{running.view.id}.{volume.target}.qcow2", volume.path)
             if wanted.undo is None and not self._children(old):
                 del self.files[old]
-        vm.host_files.update(running.uploaded)
         for kind in wanted.remove:
             vm.host_files.pop(kind, None)
         if not wanted.alone:
@@ -369,10 +385,11 @@ class FakeHost:
         )
 
 
-KINDS: dict[type, Literal["snapshot", "revert", "delete"]] = {
+KINDS: dict[type, Literal["snapshot", "revert", "delete", "restore"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
+    RestoreRequest: "restore",
 }
 
 
