@@ -124,6 +124,11 @@ def _print(session: Session, vm: Vm) -> None:
             ("tpm", vm.tpm),
             ("stands on", vm.current_snapshot),
             *([("conflict", vm.conflict)] if vm.conflict else []),
+            *(
+                [("cloned from", f"snapshot {vm.clone.snapshot}, {vm.clone.mode}, TPM {vm.clone.tpm}")]
+                if vm.clone
+                else []
+            ),
         ],
     )
     session.out.print()

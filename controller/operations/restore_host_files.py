@@ -98,7 +98,8 @@ def _choose(vm: UUID, wanted: Wanted, types: list[HostFileType]) -> dict[HostFil
         group = snapshots.group(wanted.snapshot)
         held = {one.type: one.sha256 for one in group.backups}
     else:
-        held = {kept.type: kept.sha256 for kept in host_files.best(vm, vms.host_of(vm)) if kept.sha256 is not None}
+        held = {one.type: one.sha256 for one in backup_files.of_owner(vm)}  # of a clone that never started
+        held |= {kept.type: kept.sha256 for kept in host_files.best(vm, vms.host_of(vm)) if kept.sha256 is not None}
     for kind in types:
         if kind not in held:
             raise HostFileNotHeld(type=kind, vm=vm)

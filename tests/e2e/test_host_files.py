@@ -63,10 +63,11 @@ def test_guests_that_name_one_nvram_file_are_refused_by_name(stack: Stack, vm: V
     xml = stack.host.virsh("dumpxml", "--inactive", str(other.uuid)).stdout
     shared = f"<nvram>{guest.nvram}</nvram></os>"
     stack.host.virsh("define", "/dev/stdin", input=xml.replace("</os>", shared))
-    for words in (("snapshot", "create"), ("vm", "restore-host-files")):
-        more = ["--type", "nvram"] if words[0] == "vm" else []
-        if more:
-            stack.coldframe("vm", "sync", str(guest.uuid))
-        code, problem = stack.refused(*words, str(guest.uuid), *more)
+    stack.coldframe("vm", "sync", str(guest.uuid))
+    for words in (
+        ["snapshot", "create", str(guest.uuid)],
+        ["vm", "restore-host-files", str(guest.uuid), "--type", "nvram"],
+    ):
+        code, problem = stack.refused(*words)
         assert (code, problem["code"]) == (4, "host-file-shared")
         assert other.name in problem["detail"]

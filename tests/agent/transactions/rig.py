@@ -84,12 +84,19 @@ class PlayedHypervisor:
         uuid = UUID(etree.fromstring(xml).findtext("uuid") or "")
         temporary = self.directory / "new"
         temporary.write_text(xml)
-        temporary.replace(self._path(uuid))
+        flags = self._path(uuid, must_exist=False).with_suffix(".flags")
+        flags.touch()
+        temporary.replace(flags.with_suffix(".xml"))
         return uuid
 
-    def _path(self, uuid: UUID) -> Path:
+    async def undefine(self, uuid: UUID) -> None:
+        self._check("undefine")
+        for suffix in (".xml", ".flags"):
+            self._path(uuid, must_exist=False).with_suffix(suffix).unlink(missing_ok=True)
+
+    def _path(self, uuid: UUID, must_exist: bool = True) -> Path:
         path = self.directory / f"{uuid}.xml"
-        if not path.exists():
+        if must_exist and not path.exists():
             raise DomainNotFound(vm=str(uuid))
         return path
 
@@ -178,9 +185,9 @@ class Rig:
         self.nvram.unlink()
         shutil.rmtree(self.tpm)
 
-    def top(self, target: str) -> Path:
-        """Return the file that the domain's definition names for a disk."""
-        root = etree.fromstring((self.hypervisor.directory / f"{VM}.xml").read_text())
+    def top(self, target: str, vm: UUID = VM) -> Path:
+        """Return the file that a domain's definition names for a disk."""
+        root = etree.fromstring((self.hypervisor.directory / f"{vm}.xml").read_text())
         (path,) = root.xpath("devices/disk[target/@dev=$target]/source/@file", target=target)
         return Path(path)
 

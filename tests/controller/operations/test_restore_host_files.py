@@ -10,7 +10,7 @@ import pytest
 from agent.wire.operation import Operation
 from controller.operations import restore_host_files
 from controller.store import backup_files, host_files
-from tests.controller.fake_host import digest
+from tests.controller.fake_machine import digest
 from tests.controller.world import World, world
 
 
