@@ -6,6 +6,7 @@ from controller.operations import (
     backup_host_files,
     clone,
     repair,
+    restore_host_files,
     retention_apply,
     revert,
     snapshot_create,
@@ -30,4 +31,5 @@ KINDS: Mapping[str, Run] = {
     "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }
