@@ -8,8 +8,8 @@
     │   ├── OperationNotFound  TokenNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -34,10 +34,12 @@
 from agent.web.errors import Error
 from controller.errors.conflict import (
     BackupFileOwned,
+    ClonesFailed,
     Conflict,
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
     OperationCancelled,
@@ -51,6 +53,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmExists,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -89,6 +92,7 @@ __all__ = [
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
+    "ClonesFailed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",
@@ -103,6 +107,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
     "HostUnreachable",
@@ -127,6 +132,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmExists",
     "VmNotFound",
     "VmNowhere",
 ]
