@@ -18,7 +18,16 @@ SAMPLE = 7
 def trials(root: Path, kind: str, step: int) -> dict[str, int]:
     """Run the trials in a mount namespace of their own; return how often a transaction ended how."""
     namespace = ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child"]
-    command: list[str | Path] = [*namespace, sys.executable, "-m", "tests.integration.scarce", root, kind, "--step", str(step)]
+    command: list[str | Path] = [
+        *namespace,
+        sys.executable,
+        "-m",
+        "tests.integration.scarce",
+        root,
+        kind,
+        "--step",
+        str(step),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return msgspec.json.decode(done.stdout, type=dict[str, int])
