@@ -173,7 +173,7 @@ def rename_new(source: Path, target: Path) -> None:
 
     Both names are there for a moment, so that a crash cannot lose the file; called again, it goes on from there.
     """
-    with _storage("renaming to", target):
+    with storage("renaming to", target):
         if not (_exists(target) and source.samefile(target)):
             os.link(source, target, follow_symlinks=False)
             _fsync_directory(target.parent)
