@@ -25,15 +25,22 @@ import msgspec
 
 from agent.errors import StorageFailed
 from agent.host import files
-from agent.transactions.model import HostFileRequest, Plan
+from agent.transactions.model import Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, DeleteRequest, RevertRequest, SnapshotRequest, Transaction
+from agent.wire.transaction import (
+    CloneRequest,
+    DeleteRequest,
+    RestoreRequest,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+)
 
 log = logging.getLogger(__name__)
 
 
 #: Work on a domain that is there; a clone is not there yet.
-DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
 AnyRequest = DomainRequest | CloneRequest
 
 
