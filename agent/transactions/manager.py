@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
@@ -29,7 +29,7 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.running import Running, Tools
@@ -45,8 +45,6 @@ from agent.wire.transaction import (
     DeleteRequest,
     HostFileRef,
     RestoreRequest,
-    RevertRequest,
-    SnapshotRequest,
     Transaction,
     TransactionRequest,
 )
@@ -57,15 +55,6 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 #: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
 ANSWER_AFTER_S = 20.0
-
-
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    CloneRequest: "clone",
-    RestoreRequest: "restore",
-}
 
 
 class Manager:
@@ -138,7 +127,7 @@ class Manager:
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
         for other in self._known.values():
-            if _clash(other.request, request) and other.transaction.state not in ENDED:
+            if clash(other.request, request) and other.transaction.state not in ENDED:
                 seen = other.transaction
                 raise DomainBusy(
                     name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
@@ -369,15 +358,6 @@ class Manager:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("work-failed reason=%s", task.exception())
-
-
-def _clash(one: AnyRequest, other: AnyRequest) -> bool:
-    """Tell whether two transactions touch one domain. A clone only reads its source, but that must not be merged."""
-    return one.vm in _touched(other) or other.vm in _touched(one)
-
-
-def _touched(request: AnyRequest) -> set[UUID]:
-    return {request.vm, request.source} if isinstance(request, CloneRequest) else {request.vm}
 
 
 def _outcome(running: Running) -> Transaction:
