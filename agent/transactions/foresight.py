@@ -19,7 +19,7 @@ from agent.errors import (
     TransactionMismatch,
     TransactionNotFound,
 )
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, require_sense
 from agent.transactions.clone import CloneSurveyor
 from agent.transactions.describe import planned_steps, total_bytes
 from agent.transactions.journal import AnyRequest, DomainRequest
@@ -27,7 +27,7 @@ from agent.transactions.locks import Looks
 from agent.transactions.manager import Manager
 from agent.transactions.model import flat
 from agent.transactions.running import Running
-from agent.transactions.standing import KINDS, busy_with, host_file_request, outcome, require_prepared
+from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.steps import require_receivable
 from agent.transactions.survey import Survey, Surveyor
 from agent.web.errors import Error

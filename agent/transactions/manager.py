@@ -27,11 +27,11 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.running import Running, Tools
-from agent.transactions.standing import KINDS, busy_with, clash, host_file_request, outcome, require_prepared
+from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.survey import staging_dir
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
@@ -209,11 +209,10 @@ class Manager:
                 await self._told(running)
                 raise LeaseExpired(id=id_)
             await running.commit()
-        work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
-            self._spawn(work)
+            self._spawn(self._finish_unattended(running))
         else:
-            await self._own(work)
+            await self._own(self._finish(running))
         return running.transaction
 
     async def _finish(self, running: Running) -> None:
@@ -225,6 +224,13 @@ class Manager:
                 log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
             finally:
                 await self._told(running)
+
+    async def _finish_unattended(self, running: Running) -> None:
+        """Finish where nobody waits: what goes wrong is in the transaction or, if not even that, tried again."""
+        try:
+            await self._finish(running)
+        except Error as err:
+            log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
 
     async def abort(self, id_: UUID) -> Transaction:
         """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
@@ -293,19 +299,27 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that has not ended and that nobody is at work on."""
+        """Look once at every transaction that nobody is at work on and that has something left to do."""
         for running in list(self._known.values()):
-            state = running.transaction.state
-            if running.lock.locked() or state in ENDED:
+            if running.lock.locked():
                 continue
             try:
-                if state == "prepared" and running.lease_is_over():
-                    await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
-                elif running.stuck:
-                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
-                    await self._own(again)
+                await self._look(running)
             except Error as err:
                 log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    async def _look(self, running: Running) -> None:
+        state = running.transaction.state
+        if running.unclean and state in ENDED:
+            await self._own(self._tidy(running))
+        elif state == "prepared" and running.lease_is_over():
+            await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+        elif running.stuck and state not in ENDED:
+            await self._own(self._finish(running) if state == "committing" else self._retry_undo(running))
+
+    async def _tidy(self, running: Running) -> None:
+        async with running.lock:
+            await running.tidy()
 
     async def _retry_undo(self, running: Running) -> None:
         async with running.lock:

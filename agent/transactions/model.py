@@ -21,16 +21,6 @@ from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, Missing
 from agent.wire.vm import Disk, Image
 
 
-class HostFileRequest(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="host-file"):
-    """The agent's own request to replace one host file; it never crosses the wire."""
-
-    vm: UUID
-    type: HostFileType
-    format: HostFileFormat
-    size_bytes: int
-    sha256: str
-
-
 class Step(msgspec.Struct, kw_only=True, frozen=True, tag_field="step"):
     """One thing to do. Every step can be done twice and undone twice with the effect of once."""
 

@@ -126,6 +126,23 @@ class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="d
         )
 
 
+class RestoreRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="restore"):
+    """Put host files of a domain that is shut off in place, all of them or none; its disks are left alone.
+
+    ``host_files`` are uploaded after prepare and before commit. Present ones that they replace are captured, for the
+    controller to fetch.
+    """
+
+    vm: UUID
+    host_files: list[HostFileRef]
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "RestoreRequest":
+        """Return an example for documentation and tests."""
+        return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"), host_files=RevertRequest.example().host_files)
+
+
 class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="clone"):
     """Make one new domain, ``vm`` called ``name``, of a snapshot of the domain ``source``.
 
@@ -161,7 +178,7 @@ class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="cl
         )
 
 
-TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest
+TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):
@@ -225,13 +242,14 @@ class Transaction(Answer, kw_only=True, frozen=True):
     """A transaction as the agent shows it.
 
     For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
-    describe the undo point (the present state), if one was asked for. For a clone ``volumes`` are the frozen files
-    that it is made of, each with the clone's own file as ``overlay``; ``excluded`` are disks that it does not have.
-    ``steps`` are the names of the plan's steps. ``outcomes`` is filled by delete.
+    describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
+    are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
+    ``overlay``; ``excluded`` are disks that it does not have. ``steps`` are the names of the plan's steps.
+    ``outcomes`` is filled by delete.
     """
 
     id: UUID
-    kind: Literal["snapshot", "revert", "delete", "clone", "host-file"]
+    kind: Literal["snapshot", "revert", "delete", "clone", "restore"]
     vm: UUID
     state: TransactionState
     started_at: datetime

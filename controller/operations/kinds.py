@@ -7,6 +7,8 @@ from controller.operations import (
     backup_host_files,
     clone,
     repair,
+    restore_host_files,
+    retention_apply,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -28,8 +30,10 @@ KINDS: Mapping[str, Run] = {
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
+    "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }
 
 #: Each works as far as nothing is changed on a host; what it does to the records is taken back.
@@ -41,6 +45,8 @@ PLANS: Mapping[str, Callable[[Job], Awaitable[Plan]]] = {
     "snapshot-ungroup": ungroup.plan,
     "vm-clone": clone.plan_of_vm,
     "snapshot-verify": verify.plan,
+    "retention-apply": retention_apply.plan,
+    "vm-restore-host-files": restore_host_files.plan,
     "fleet-verify": verify_all.plan,
     "fleet-repair": repair.plan,
     "vm-sync": sync.plan,

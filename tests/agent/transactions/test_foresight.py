@@ -134,7 +134,8 @@ async def test_a_guard_and_a_start_are_refusals(rig: Rig, manager: Manager) -> N
 async def test_a_host_file_is_judged_and_not_written(rig: Rig, manager: Manager) -> None:
     before = trace(rig.root)
     plan = await Foresight(manager).write_host_file(VM, "nvram", nvram(b"B"), None)
-    assert [step.action for step in plan.steps] == ["receive-host-file", "swap-host-file", "remove-file"]
+    actions = ["capture-host-file", "receive-host-file", "swap-host-file", "remove-file", "remove-file"]
+    assert [step.action for step in plan.steps] == actions
     assert trace(rig.root) == before
     with pytest.raises(HostFileDamaged, match="damaged"):
         await Foresight(manager).write_host_file(VM, "nvram", b"not a variable store", None)

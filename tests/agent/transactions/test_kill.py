@@ -19,7 +19,7 @@ from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
-KINDS = ("snapshot", "revert", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
+KINDS = ("snapshot", "revert", "restore", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
 CLONES = ("clone", "full-clone")
 #: Which disks hold more below than above, so that their children are committed down and not rebased.
 HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
@@ -42,6 +42,9 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
         rig.write_disk(target, 0x50, at="1M", length="2M")
     taken, host_files = await story.snapshot(manager)
     story.change_everything(rig, 0x61)
+    if kind == "restore":
+        rig.lose_host_files()
+        return rig, (b"", host_files)
     if kind == "revert":
         return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
     if kind in CLONES:
@@ -98,12 +101,18 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
         check_clone(rig, point, rig.files() - before)
         return
     added = {path for path in rig.files() - before if path.startswith("images/")}
-    assert not [path for path in rig.files() - before if not path.startswith("images/")], point
+    own = {"nvram/win11_VARS.fd", f"swtpm/{VM}/tpm2/tpm2-00.permall"}  # put back where they were lost
+    assert not [path for path in rig.files() - before - own if not path.startswith("images/")], point
     assert not [path for path in rig.files() if ".coldframe-" in path], point
     if kind == "revert":
         switched = len(added) == len(rig.targets)
         assert switched or not added, point
         assert all((new[part] == old[part]) is not switched for part in old), point
+    elif kind == "restore":
+        host_files = ("nvram", "tpm")
+        assert {part: new[part] for part in rig.targets} == {part: old[part] for part in rig.targets}, point
+        assert len({new[part] == old[part] for part in host_files}) == 1, point
+        assert not added, point
     else:
         assert new == old, point
         gone = before - rig.files()

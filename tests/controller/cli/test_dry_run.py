@@ -68,6 +68,7 @@ CHANGING: dict[str, tuple[str, ...]] = {
     "host set": ("kvm1", "--rename", "kvm9"),
     "host remove": ("kvm1",),
     "vm sync": ("win11",),
+    "vm restore-host-files": ("win11",),
     "vm forget": ("win11",),
     "snapshot create": ("win11",),
     "snapshot revert": ("ID",),
@@ -80,6 +81,9 @@ CHANGING: dict[str, tuple[str, ...]] = {
     "snapshot verify": ("ID",),
     "backup create": ("win11", "--owner", str(BACKUP.uuid)),
     "backup export": (str(BACKUP.uuid), "FILE"),
+    "retention set": ("nightly", "--vm", "win11", "--keep-last", "1"),
+    "retention remove": ("nightly",),
+    "retention apply": ("nightly",),
     "operation cancel": (str(BACKUP.uuid),),
     "token create": ("ansible", "--role", "reader"),
     "token revoke": (str(BACKUP.uuid),),
@@ -87,6 +91,7 @@ CHANGING: dict[str, tuple[str, ...]] = {
 }
 READING = {
     *("host list", "host show", "vm list", "vm show", "vm volumes", "snapshot list", "snapshot tree", "snapshot show"),
+    *("retention list", "retention show", "retention preview"),
     *("backup list", "backup show", "operation list", "operation show", "operation wait", "token list", "events"),
 }
 
