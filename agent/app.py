@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -28,11 +28,12 @@ from agent.limits import Limits
 from agent.state_dir import claimed
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
-from agent.transactions.manager import Manager, no_checkpoint
+from agent.transactions.manager import Manager
 from agent.upkeep import Upkeep
 from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
 from agent.web.auth import Secret, first_of, one_secret, read_secret_file, root_on_unix_socket
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.web.log import kv
 
@@ -73,7 +74,7 @@ def assemble(
     config: Config,
     hypervisor: Hypervisor,
     network: Network,
-    checkpoint: Callable[[str], None] = no_checkpoint,
+    checkpoint: Checkpoint = no_checkpoint,
     hook_grace_s: float = HOOK_GRACE_S,
 ) -> Agent:
     """Put an agent together on its state directory, which the caller has claimed. Blocks for a few file reads."""
@@ -126,7 +127,7 @@ async def working(
     config: Config,
     hypervisor: Hypervisor,
     network: Network,
-    checkpoint: Callable[[str], None] = no_checkpoint,
+    checkpoint: Checkpoint = no_checkpoint,
     hook_grace_s: float = HOOK_GRACE_S,
 ) -> AsyncIterator[Agent]:
     """Recover, work off what the hook left, start to watch; yields an agent that is ready to serve.
@@ -165,7 +166,7 @@ def _tell_hook(config: Config) -> None:
     log.log(logging.INFO if state == "ok" else logging.WARNING, kv("hook", file=config.hook_file, state=state))
 
 
-async def serve(config: Config, checkpoint: Callable[[str], None] = no_checkpoint) -> None:
+async def serve(config: Config, checkpoint: Checkpoint = no_checkpoint) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError, ListenRefused, StateDirInUse before anything is changed."""
     secret = read_secret_file(config.token_file)
     tls = config.tls

@@ -26,6 +26,7 @@ import aiohttp
 import msgspec
 from aiohttp.client_exceptions import UnixClientConnectorError
 
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import Page
 from agent.wire.event import HostEvents
@@ -108,12 +109,15 @@ class AgentClient:
         fingerprint: str | None = None,
         timeouts: Timeouts | None = None,
         tls: ssl.SSLContext | None = None,
+        *,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self.url = url.rstrip("/")
         self._timeouts = timeouts or Timeouts()
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pin = None if fingerprint is None else _pin(fingerprint)
         self._tls = tls
+        self._checkpoint = checkpoint
         unix = self.url.startswith("unix://")
         self._base = "http://agent" if unix else self.url
         self._unix_path = self.url.removeprefix("unix://") if unix else None
@@ -297,6 +301,7 @@ class AgentClient:
         """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
         try:
+            self._checkpoint(f"before {method} {path}")
             async with self._open().request(
                 method,
                 self._base + path,
@@ -311,6 +316,7 @@ class AgentClient:
                 if response.status >= 300 and response.status != 304:
                     raise AgentUnreachable(url=self.url, reason=f"redirected ({response.status})")
                 yield response
+            self._checkpoint(f"after {method} {path}")
         except TimeoutError as err:
             raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:

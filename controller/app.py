@@ -11,6 +11,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from agent.web.application import build
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.log import kv
 from agent.web.routes import Route
 from agent.web.serving import listening, notify, until_told_to_stop
@@ -68,11 +69,11 @@ def make_app(
 
 
 @asynccontextmanager
-async def running(settings: Config) -> AsyncIterator[web.Application]:
+async def running(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> AsyncIterator[web.Application]:
     """Open the database, take up operations, follow the hosts; yields the application. Ends in the other order."""
     async with AsyncExitStack() as stack:
-        db = await stack.enter_async_context(Database(settings.database))
-        registry = await stack.enter_async_context(Hosts(db))
+        db = await stack.enter_async_context(Database(settings.database, checkpoint))
+        registry = await stack.enter_async_context(Hosts(db, checkpoint=checkpoint))
         metrics = CollectorRegistry()
         engine = Engine(db, registry, KINDS, _limits(settings))
         app = make_app(settings, db, registry, engine, metrics)
@@ -89,10 +90,10 @@ async def running(settings: Config) -> AsyncIterator[web.Application]:
         yield app
 
 
-async def serve(settings: Config) -> None:
+async def serve(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> None:
     """Serve until SIGTERM or SIGINT. Raises what keeps it from starting."""
     async with (
-        running(settings) as app,
+        running(settings, checkpoint) as app,
         listening(app, listen=settings.listen, tls=settings.tls, socket_path=None) as urls,
     ):
         log.info(kv("serving", version=VERSION, urls=", ".join(urls)))

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import peewee
 from playhouse.migrations import Runner
 
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable
 from controller.models import database
 
@@ -42,9 +43,14 @@ _MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, p
 
 
 class _CountsWrites(peewee.Database):
-    """Counts the statements that change rows, so that whoever waits for news knows when to look."""
+    """Counts the statements that change rows, so that whoever waits for news knows when to look.
+
+    ``work`` names what is being run, for the ``checkpoint`` around each commit.
+    """
 
     writes = 0
+    work = ""
+    checkpoint: Checkpoint = staticmethod(no_checkpoint)
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         if sql.startswith(("INSERT", "UPDATE", "DELETE")):
@@ -63,8 +69,9 @@ class _Postgresql(_CountsWrites, peewee.PostgresqlDatabase):
 class Database:
     """One database, opened and migrated by ``open()``. Only one can be open in a process, since it binds the models."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, checkpoint: Checkpoint = no_checkpoint) -> None:
         self.url = url
+        self.checkpoint = checkpoint
         self.version = 0
         self._pulse = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
@@ -78,6 +85,7 @@ class Database:
         if database.obj is not None:
             raise RuntimeError("another database is open in this process")
         self._real = _connectable(self.url)
+        self._real.checkpoint = self.checkpoint
         database.initialize(self._real)
         try:
             await self.run(_connect, self._real, self.url)
@@ -109,7 +117,9 @@ class Database:
         Raises DatabaseFailed where the database refuses, and whatever ``fn`` raises.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._work(loop, lambda: fn(*args, **kwargs)))
+        return await loop.run_in_executor(
+            self._thread, lambda: self._work(loop, name_of(fn), lambda: fn(*args, **kwargs))
+        )
 
     async def changed(self, since: int) -> int:
         """Wait until ``version`` is no longer ``since``; return it."""
@@ -117,11 +127,11 @@ class Database:
             await self._pulse.wait()
         return self.version
 
-    def _work(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
+    def _work(self, loop: asyncio.AbstractEventLoop, name: str, work: Callable[[], T]) -> T:
         real = self._real
         if real is None:
             raise DatabaseFailed(reason="it is not open")
-        before = real.writes
+        before, real.work = real.writes, name
         try:
             return work()
         except _MISTAKES:
@@ -148,8 +158,13 @@ def write() -> Iterator[None]:
     rows changed and would have to be run again. Inside another ``write()`` it is a part of that one.
     """
     begin = ("IMMEDIATE",) if isinstance(database.obj, peewee.SqliteDatabase) else ()
+    outermost = database.transaction_depth() == 0
     with database.atomic(*begin):
         yield
+        if outermost:
+            database.obj.checkpoint(f"before commit {database.obj.work}")
+    if outermost:
+        database.obj.checkpoint(f"after commit {database.obj.work}")
 
 
 @contextlib.contextmanager
@@ -172,6 +187,11 @@ def migrate() -> list[str]:
             raise DatabaseTooNew(unknown=", ".join(unknown))
         applied: list[str] = runner.up()
     return applied
+
+
+def name_of(fn: Callable[..., object]) -> str:
+    """Return what the points of a function's commits are named after, such as ``store.operations.finish``."""
+    return f"{fn.__module__}.{getattr(fn, '__qualname__', type(fn).__name__)}".removeprefix("controller.")
 
 
 def _connectable(url: str) -> _CountsWrites:

@@ -9,6 +9,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from agent.client import AgentClient, AgentProblem, AgentUnreachable, Timeouts
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import InvalidRequest
 from agent.web.log import kv
 from agent.wire import fleet as wire
@@ -28,8 +29,9 @@ Follow = Callable[[str], asyncio.Task[None]]
 class Hosts:
     """The agent clients by host name. ``follow`` is set once, by app.py, since followers need the engine too."""
 
-    def __init__(self, db: Database, timeouts: Timeouts | None = None) -> None:
+    def __init__(self, db: Database, timeouts: Timeouts | None = None, checkpoint: Checkpoint = no_checkpoint) -> None:
         self.db = db
+        self._checkpoint = checkpoint
         self.follow: Follow | None = None
         self._timeouts = timeouts
         self._clients: dict[str, AgentClient] = {}
@@ -73,7 +75,9 @@ class Hosts:
         """
         check_url(body.url)
         try:
-            client = AgentClient(body.url, body.agent_token, body.fingerprint, self._timeouts)
+            client = AgentClient(
+                body.url, body.agent_token, body.fingerprint, self._timeouts, checkpoint=self._checkpoint
+            )
         except ValueError as err:
             reason = "expected a SHA-256 in hexadecimal, with or without colons"
             raise InvalidRequest(where="body.fingerprint", reason=reason) from err
@@ -106,7 +110,9 @@ class Hosts:
 
     async def _connect(self, name: str) -> None:
         end = await self.db.run(hosts.endpoint, name)
-        self._clients[name] = AgentClient(end.url, end.token.reveal(), end.fingerprint, self._timeouts)
+        self._clients[name] = AgentClient(
+            end.url, end.token.reveal(), end.fingerprint, self._timeouts, checkpoint=self._checkpoint
+        )
 
     async def _unfollow(self, name: str) -> None:
         task = self._followers.pop(name, None)

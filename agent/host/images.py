@@ -1,6 +1,5 @@
 """Chains of disk images, walked by their own headers. QEMU is never asked: it would open what a header names."""
 
-import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -34,24 +33,6 @@ def read_chain(target: str, path: Path, declared_format: str, allowed_dirs: list
         if len(chain) >= max_depth:
             raise ChainTooDeep(target=target, depth=len(chain), limit=max_depth)
     return chain
-
-
-def header_of(path: Path, target: str = "") -> qcow2.Header:
-    """Return one image's header with ``backing`` as ``read_chain`` would give it: absolute, links followed.
-
-    The backing file itself is not looked at and may be gone. Raises ``ImageRefused`` or ``StorageFailed``.
-    """
-    try:
-        header = qcow2.read_header(path)
-    except qcow2.Qcow2Error as err:
-        raise ImageRefused(target=target, path=str(path), reason=err.reason) from err
-    except OSError as err:
-        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
-    if header.backing is None:
-        return header
-    if _PROTOCOL.match(header.backing):
-        raise ImageRefused(target=target, path=str(path), reason=f"its backing file is {header.backing!r}")
-    return dataclasses.replace(header, backing=os.path.realpath(path.parent / header.backing))
 
 
 def fingerprint(path: Path) -> str:

@@ -117,14 +117,6 @@ async def rebase(
     await asyncio.to_thread(sync, path)
 
 
-async def rebase_unsafe(path: Path, backing: Path | None, backing_format: str = "qcow2") -> None:
-    """Change only the recorded name and format of the backing file (``-u``); the caller knows the bytes are equal."""
-    _require(("rebase", path), *([backing] if backing else []), formats=(backing_format,))
-    target = ["-b", str(backing), "-F", backing_format] if backing else ["-b", ""]
-    await _quick("rebase", path, "-q", "-u", "-f", "qcow2", *target, str(path))
-    await asyncio.to_thread(sync, path)
-
-
 async def commit(path: Path, base: Path, on_percent: Callable[[float], None] | None = None) -> None:
     """Write an overlay's data down into ``base``, a file of its chain, and leave the overlay as it is (``-d``).
 

@@ -27,7 +27,6 @@ from agent.host.marks import (
     make_directories,
     process_start,
     read_mark,
-    remove_mark,
     storage,
     write_mark,
 )
@@ -133,14 +132,6 @@ class Guards:
     def accept_blank(self, vm: UUID) -> None:
         """Let the next start of ``vm`` through although a host file is missing or empty. Holds for one try."""
         write_mark(self._accept_blank / str(vm), {"since": _format(utc_now())})
-
-    def withdraw_blank(self, vm: UUID) -> None:
-        """Take ``accept_blank`` back, if it was not used."""
-        remove_mark(self._accept_blank / str(vm))
-
-    def accepts_blank(self, vm: UUID) -> bool:
-        """Say whether ``accept_blank`` stands."""
-        return (self._accept_blank / str(vm)).exists()
 
 
 def _guard(values: dict[str, str]) -> Guard:

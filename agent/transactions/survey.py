@@ -22,8 +22,8 @@ from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
-from agent.transactions.journal import AnyRequest
-from agent.transactions.model import CreateOverlay, Facts, HostFileRequest, Plan, flat
+from agent.transactions.journal import DomainRequest
+from agent.transactions.model import ConvertImage, CreateOverlay, Facts, HostFileRequest, Plan, flat
 from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
@@ -61,7 +61,7 @@ class Surveyor:
     """One look around for one transaction."""
 
     transaction: UUID
-    request: AnyRequest
+    request: DomainRequest
     work: Work
     limits: Limits
 
@@ -80,7 +80,7 @@ class Surveyor:
         await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
         plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
-        await asyncio.to_thread(_require_free_names, plan)
+        await asyncio.to_thread(require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
@@ -228,10 +228,10 @@ def _sharing_nvram(others: list[Neighbour], path: Path) -> str:
     return ", ".join(neighbours.with_nvram(others, path))
 
 
-def _require_free_names(plan: Plan) -> None:
+def require_free_names(plan: Plan) -> None:
     """Hold that what will be made is not there yet, so that undoing the plan can only remove what it made."""
     for step in flat([*plan.stage, plan.receive]):
-        path = Path(step.path if isinstance(step, CreateOverlay) else getattr(step, "staged", ""))
+        path = Path(step.path if isinstance(step, CreateOverlay | ConvertImage) else getattr(step, "staged", ""))
         if path.is_symlink() or path.exists():
             raise ImageRefused(target=step.name, path=str(path), reason="the name is taken already")
 

@@ -14,6 +14,7 @@ from agent.web.errors import InvalidRequest, PreconditionFailed
 from agent.web.routes import Header, Route, route
 from agent.wire.backup_file import BackupHostFiles
 from agent.wire.base import Request
+from agent.wire.clone import CloneSnapshot
 from agent.wire.operation import Operation
 from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
 from controller import names
@@ -28,10 +29,11 @@ from controller.errors import (
     SnapshotProtected,
     VmAmbiguous,
     VmConflict,
+    VmExists,
     VmNotFound,
     VmNowhere,
 )
-from controller.operations import backup_host_files, revert, snapshot_create, snapshot_delete, sync, ungroup
+from controller.operations import backup_host_files, clone, revert, snapshot_create, snapshot_delete, sync, ungroup
 from controller.operations.engine import Engine, Place
 from controller.store import operations, snapshots, vms
 
@@ -41,6 +43,7 @@ IDEMPOTENCY_KEY = Header(
 LOCATION = Header("Location", "The operation", required=True)
 
 _OWNERS_LIMIT = 1000  # one transaction writes them all; a thousand take well under a second
+_CLONES_LIMIT = 100
 _VM = (VmNotFound, VmAmbiguous, VmConflict, VmNowhere, PreconditionFailed, IdempotencyConflict)
 _SNAPSHOT = (SnapshotNotFound, SnapshotBusy, VmConflict, VmNowhere, PreconditionFailed, IdempotencyConflict)
 
@@ -59,6 +62,8 @@ class ActionRoutes:
             _action("POST", f"{vm}/backup-host-files", self.backup_host_files, _VM),
             _action("POST", f"{vm}/snapshots", self.create, (*_VM, NameInvalid, SnapshotExists)),
             _action("POST", f"{one}/revert", self.revert, _SNAPSHOT),
+            _action("POST", f"{one}/clone", self.clone, (*_SNAPSHOT, NameInvalid, VmExists)),
+            _action("POST", f"{vm}/clone", self.clone_vm, (*_VM, NameInvalid, VmExists)),
             _action("POST", f"{one}/ungroup", self.ungroup, (*_SNAPSHOT, SnapshotProtected)),
             _action("DELETE", one, self.delete, (*_SNAPSHOT, SnapshotProtected)),
         ]
@@ -106,6 +111,20 @@ class ActionRoutes:
                     raise InvalidRequest(where="body.volumes", reason="expected at least one disk, or null for all")
 
         return await self._start(call, "snapshot-revert", wanted, _on_snapshot(call, id, check), query)
+
+    async def clone(self, call: Call, id: UUID, query: WaitQuery, body: CloneSnapshot) -> Reply[Operation]:
+        """Make new VMs of a snapshot, each with an identity of its own; the VM that it is of may run meanwhile.
+
+        Each is made whole or not at all. The same names again: the same clones. Where some of several fail the
+        operation fails, and its error's `clones` and `failed` say which is which.
+        """
+        wanted = clone.Wanted(snapshot=id, targets=_targets(body), mode=body.mode, tpm=body.tpm)
+        return await self._start(call, "snapshot-clone", wanted, _on_snapshot(call, id, _whole), query)
+
+    async def clone_vm(self, call: Call, vm: str, query: WaitQuery, body: CloneSnapshot) -> Reply[Operation]:
+        """Make new VMs of a VM that is shut off as it stands: an ordinary snapshot is taken first, and stays."""
+        wanted = clone.WantedOfVm(targets=_targets(body), mode=body.mode, tpm=body.tpm)
+        return await self._start(call, "vm-clone", wanted, _on_vm(call, vm), query)
 
     async def ungroup(self, call: Call, id: UUID, query: WaitQuery) -> Reply[Operation]:
         """Give up a snapshot's host files; its volume snapshots stay usable."""
@@ -175,6 +194,26 @@ def _deletable(snapshot: Snapshot) -> None:
         raise SnapshotProtected(snapshot=snapshot.uuid)
     if snapshot.state == "creating":
         raise SnapshotBusy(snapshot=snapshot.uuid, state=snapshot.state)
+
+
+def _whole(snapshot: Snapshot) -> None:
+    if snapshot.state not in {"ready", "reverting"}:
+        raise SnapshotBusy(snapshot=snapshot.uuid, state=snapshot.state)
+
+
+def _targets(body: CloneSnapshot) -> list[clone.Target]:
+    """Return the clones that are asked for, by checked and distinct names."""
+    if not 1 <= len(body.names) <= _CLONES_LIMIT:
+        raise InvalidRequest(where="body.names", reason=f"expected 1 to {_CLONES_LIMIT} names")
+    for name in body.names:
+        names.check_vm(name)
+    if body.uuids and len(body.uuids) != len(body.names):
+        raise InvalidRequest(where="body.uuids", reason="expected one for each name, or none")
+    for where, given in (("body.names", body.names), ("body.uuids", body.uuids)):
+        if len(set(given)) < len(given):
+            raise InvalidRequest(where=where, reason="expected each once")
+    uuids: list[UUID | None] = [*body.uuids] or [None] * len(body.names)
+    return [clone.Target(name=name, uuid=uuid) for name, uuid in zip(body.names, uuids, strict=True)]
 
 
 def _check_targets(where: str, given: list[str], known: set[str]) -> None:

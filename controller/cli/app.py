@@ -15,17 +15,26 @@ from agent.web.errors import InternalError
 from agent.wire.problem import Problem
 from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
-from controller.cli.session import JsonOption, NoWaitOption, Options, TokenFileOption, UrlOption, command, print_json
+from controller.cli.session import (
+    JsonOption,
+    Options,
+    TokenFileOption,
+    UnusedNoWaitOption,
+    UrlOption,
+    command,
+    print_json,
+)
 
 NAME = "coldframe"
 
 app = typer.Typer(name=NAME, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 for module in (host, vm, snapshot, backup, operation, token):
     app.add_typer(module.app, name=module.__name__.rpartition(".")[2])
-for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect, snapshot_verify.verify):
+for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect):
     command(snapshot.app, more.__name__)(more)
+command(snapshot.app, "verify", waits=True)(snapshot_verify.verify)
 command(app, "events")(events.events)
-command(app, "doctor")(doctor.doctor)
+command(app, "doctor", waits=True)(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -41,7 +50,7 @@ def common(
     url: UrlOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
-    no_wait: NoWaitOption = False,
+    no_wait: UnusedNoWaitOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,

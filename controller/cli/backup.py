@@ -58,7 +58,7 @@ def export(
     session.show(found, lambda: session.out.print(f"Wrote {size(found.size_bytes)} to {printable(file)}"))
 
 
-@command(app, "create")
+@command(app, "create", waits=True)
 def create(
     session: Session,
     vm: VmArgument,

@@ -31,6 +31,8 @@ TokenFileOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Print the operation; do not wait for its end.")]
+#: Where nothing is waited for it is accepted and has no effect, so that a script may give it to every command.
+UnusedNoWaitOption = Annotated[bool, typer.Option("--no-wait", hidden=True)]
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,13 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register ``function(session, ...)`` as a command that also takes the options of every command."""
+def command(
+    app: typer.Typer, name: str, *, waits: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register ``function(session, ...)`` as a command that also takes the options of every command.
+
+    ``waits``: it starts an operation, so its help shows ``--no-wait``.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -137,15 +144,16 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
                 except Error as err:
                     raise typer.Exit(session.fail(err.problem())) from err
 
-        run.__signature__ = _signature(function)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in _signature(function).parameters.values()}
+        signature = _signature(function, waits=waits)
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
         app.command(name)(run)
         return function
 
     return register
 
 
-def _signature(function: Callable[..., None]) -> inspect.Signature:
+def _signature(function: Callable[..., None], *, waits: bool) -> inspect.Signature:
     """Return the signature that typer is to see: the function's, with the common options for its session."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = list(inspect.signature(function).parameters.values())[1:]
@@ -153,7 +161,9 @@ def _signature(function: Callable[..., None]) -> inspect.Signature:
         inspect.Parameter("common_url", keyword, default=None, annotation=UrlOption),
         inspect.Parameter("common_token_file", keyword, default=None, annotation=TokenFileOption),
         inspect.Parameter("common_json", keyword, default=False, annotation=JsonOption),
-        inspect.Parameter("common_no_wait", keyword, default=False, annotation=NoWaitOption),
+        inspect.Parameter(
+            "common_no_wait", keyword, default=False, annotation=NoWaitOption if waits else UnusedNoWaitOption
+        ),
     ]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     return inspect.Signature([context, *(one.replace(kind=keyword) for one in own), *common])

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import typer
 
+from agent.wire.clone import CloneMode, CloneSnapshot, TpmChoice
 from agent.wire.fleet import Vm
 from agent.wire.operation import Operation
 from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
@@ -22,7 +23,7 @@ app = typer.Typer(help="Whole snapshots: disks, NVRAM and TPM.", no_args_is_help
 Id = Annotated[str, typer.Argument(help="UUID, the beginning of it, or VM/NAME.", metavar="ID")]
 
 
-@command(app, "create")
+@command(app, "create", waits=True)
 def create(  # noqa: PLR0917 - one parameter for each option of the command
     session: Session,
     vm: VmArgument,
@@ -92,7 +93,7 @@ def show(session: Session, id: Id) -> None:
     session.show(found, lambda: _print(session, found))
 
 
-@command(app, "revert")
+@command(app, "revert", waits=True)
 def revert(
     session: Session,
     id: Id,
@@ -112,7 +113,27 @@ def revert(
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_reverted(session, uuid, ended)))
 
 
-@command(app, "ungroup")
+@command(app, "clone", waits=True)
+def clone(
+    session: Session,
+    id: Id,
+    names: Annotated[list[str], typer.Argument(help="Names of the new VMs.", metavar="NAME...")],
+    mode: Annotated[CloneMode, typer.Option(help="Overlays on the frozen disks, or copies of them.")] = "linked",
+    tpm: Annotated[TpmChoice, typer.Option(help="A new TPM, or the snapshot's with its keys.")] = "reset",
+) -> None:
+    """Make new VMs of a snapshot, each with a name, UUID, network addresses and NVRAM of its own."""
+    uuid = str(snapshot_uuid(session.client, id))
+    body = CloneSnapshot(names=names, mode=mode, tpm=tpm)
+    answer = session.client.change("POST", path("snapshots", uuid, "clone"), Operation, body, key=str(uuid4()))
+
+    def show_made(ended: Operation) -> None:
+        made = [session.client.get(path("vms", one["vm"]), Vm) for one in ended.result["clones"]]
+        session.show(made, lambda: _tell_cloned(session, ended))
+
+    settle(session, answer, show_made)
+
+
+@command(app, "ungroup", waits=True)
 def ungroup(session: Session, id: Id) -> None:
     """Give up a snapshot's host files; its frozen disks stay."""
     uuid = snapshot_uuid(session.client, id)
@@ -130,7 +151,7 @@ def ungroup(session: Session, id: Id) -> None:
         settle(session, answer, lambda _ended: tell())
 
 
-@command(app, "delete")
+@command(app, "delete", waits=True)
 def delete(session: Session, id: Id) -> None:
     """Delete a snapshot: merge its disks away, then drop its host files."""
     uuid = snapshot_uuid(session.client, id)
@@ -162,6 +183,16 @@ def _tell_made(session: Session, made: Snapshot) -> None:
         session.out.print(f"Its host files are {files.state}: {printable(files.reason)}")
     if made.excluded:
         session.out.print(f"Left out: {' '.join(map(printable, made.excluded))}")
+
+
+def _tell_cloned(session: Session, ended: Operation) -> None:
+    for one in ended.result["clones"]:
+        tpm = "a copy of the TPM" if "tpm" in one["host_files"] else "a new TPM, if it has one"
+        session.out.print(f"{printable(one['name'])} ({one['vm']}) is a {one['mode']} clone with {tpm}")
+        if one["left_out"]:
+            session.out.print(f"Left out: {' '.join(map(printable, one['left_out']))}")
+    for remark in ended.result.get("remarks", []):
+        session.out.print(printable(remark))
 
 
 def _tell_reverted(session: Session, uuid: str, ended: Operation) -> None:

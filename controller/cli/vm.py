@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from agent.wire.fleet import Vm, VmVolume
+from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
 from controller.cli.client import path
 from controller.cli.session import Session, command
@@ -21,6 +21,8 @@ def list_(
     session: Session, host: Annotated[str | None, typer.Option(help="Only this host's.", metavar="NAME")] = None
 ) -> None:
     """List the VMs."""
+    if host is not None:
+        session.client.get(path("hosts", host), Host)  # a misspelt one is not found, rather than without VMs
     vms = session.client.items(path("vms"), Vm, **({"host": host} if host else {}))
     rows = [(one.name, one.uuid, one.host, one.state, one.firmware, one.tpm, len(one.disks)) for one in vms]
     session.show(vms, lambda: table(session.out, ("NAME", "UUID", "HOST", "STATE", "FIRMWARE", "TPM", "DISKS"), rows))
@@ -40,7 +42,7 @@ def volumes(session: Session, vm: VmArgument) -> None:
     session.show(found, lambda: _print_volumes(session, found))
 
 
-@command(app, "sync")
+@command(app, "sync", waits=True)
 def sync(session: Session, vm: VmArgument) -> None:
     """Fetch the VM's host files from its host now."""
     answer = session.client.change("POST", path("vms", vm, "sync"), Operation)
@@ -80,6 +82,11 @@ def _print(session: Session, vm: Vm) -> None:
             ("tpm", vm.tpm),
             ("stands on", vm.current_snapshot),
             *([("conflict", vm.conflict)] if vm.conflict else []),
+            *(
+                [("cloned from", f"snapshot {vm.clone.snapshot}, {vm.clone.mode}, TPM {vm.clone.tpm}")]
+                if vm.clone
+                else []
+            ),
         ],
     )
     session.out.print()

@@ -9,7 +9,7 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -42,6 +42,7 @@ from controller.errors.archive import (
 )
 from controller.errors.conflict import (
     BackupFileOwned,
+    ClonesFailed,
     Conflict,
     FrozenFileHeld,
     HostBusy,
@@ -59,6 +60,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmExists,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -98,6 +100,7 @@ __all__ = [
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
+    "ClonesFailed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",
@@ -138,6 +141,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmExists",
     "VmNotFound",
     "VmNowhere",
 ]

@@ -120,6 +120,10 @@ class Job:
         """Whether a commit may have been sent whose end is not in the records yet."""
         return bool(self._sealed - self._refuted - self._recorded)
 
+    def doubts(self, transaction: UUID) -> bool:
+        """Whether this transaction's commit may have been sent, and its end is not in the records yet."""
+        return transaction in self._sealed - self._refuted - self._recorded
+
     def is_sealed(self, transaction: UUID) -> bool:
         """Whether this transaction's commit may have been sent, now or before a restart."""
         return transaction in self._sealed
@@ -145,6 +149,7 @@ class Job:
         if self.cancelled and not self.sealed:
             raise OperationCancelled(operation=self.uuid)
         log.info(kv("step", operation=self.uuid, kind=self.row.operation.kind, vm=self.row.operation.vm, step=name))
+        self.db.checkpoint(f"step {name}")
         memo = {key: msgspec.to_builtins(value) for key, value in (facts or {}).items()}
         self.memo.update(memo)
         await self.db.run(operations.progress, self.uuid, step=name, memo=memo)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from controller.operations import (
     backup_host_files,
+    clone,
     repair,
     revert,
     snapshot_create,
@@ -19,7 +20,9 @@ KINDS: Mapping[str, Run] = {
     "snapshot-create": snapshot_create.run,
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
+    "snapshot-clone": clone.run,
     "snapshot-ungroup": ungroup.run,
+    "vm-clone": clone.run_of_vm,
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,

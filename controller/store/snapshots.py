@@ -107,12 +107,6 @@ def older_automatic(vm: UUID, than: UUID) -> list[UUID]:
     return [row.uuid for row in query.order_by(Snapshot.created_at)]
 
 
-def files_on(host: str, path: str) -> list[GroupVolume]:
-    """Return the frozen files on this host that stand directly on ``path``."""
-    conditions = (VolumeSnapshot.host == host, VolumeSnapshot.backing == path, ~VolumeSnapshot.merged)
-    return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
-
-
 def holding(host: str, path: str) -> list[GroupVolume]:
     """Return the volume snapshots on this host that hold this very file: several where a VM was put back on it."""
     conditions = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged)

@@ -256,3 +256,27 @@ async def test_the_token_is_in_no_error(unused_tcp_port: int) -> None:
         with pytest.raises(AgentUnreachable) as caught:
             await client.host()
     assert "the-token" not in f"{caught.value!r} {caught.value.problem()} {client!r}"
+
+
+async def test_a_call_passes_a_point_before_it_is_sent_and_one_after_its_answer(serve: Serve) -> None:
+    heard: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        heard.append("at the agent")
+        return facts()
+
+    def checkpoint(name: str) -> None:
+        heard.append(name)
+        if len(heard) in cut_at:
+            raise ConnectionResetError("cut by the test")
+
+    url, cut_at = await serve(handler), set[int]()
+    async with AgentClient(url, "secret", checkpoint=checkpoint) as client:
+        await client.host()
+        assert heard == ["before GET /v1/host", "at the agent", "after GET /v1/host"]
+        for cut, expected in ((1, heard[:1]), (3, heard[:3])):
+            heard.clear()
+            cut_at = {cut}
+            with pytest.raises(AgentUnreachable, match="cut by the test"):
+                await client.host()
+            assert heard == expected

@@ -1,10 +1,8 @@
 """A host in memory: what a fake agent knows and does, without libvirt, disks or a journal."""
 
 import asyncio
-import hashlib
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -12,67 +10,23 @@ import msgspec
 from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
 from agent.wire.host import HostFacts
-from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFile
+from agent.wire.host_file import HostFileType, MissingHostFile
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
+    CloneRequest,
     DeleteRequest,
     FrozenFile,
     RevertRequest,
     SnapshotRequest,
     Transaction,
     TransactionRequest,
+    TransactionState,
     VolumeOutcome,
 )
 from agent.wire.upkeep import ImageState, Leftover
-from agent.wire.vm import Disk, Guard, HostVm, Image, VmState
-
-SIZE = 1 << 30
-
-
-class Refusal(Exception):
-    """Answered as a Problem."""
-
-    def __init__(self, status: int, code: str, **facts: Any) -> None:
-        self.problem = Problem(title=code, status=status, code=code, detail=f"{code}; nothing was touched", facts=facts)
-        super().__init__(code)
-
-
-@dataclass
-class FakeFile:
-    """One image file: what it stands on and how often it was written."""
-
-    backing: str | None
-    version: int = 0
-
-
-@dataclass
-class FakeVm:
-    """One domain: its tops by target, its host files, and types that cannot be read."""
-
-    uuid: UUID
-    name: str
-    tops: dict[str, str]
-    host_files: dict[HostFileType, bytes]
-    expected: list[HostFileType]
-    state: VmState = "shut-off"
-    broken: dict[HostFileType, str] = field(default_factory=dict)
-    guard: Guard | None = None
-
-
-@dataclass
-class Running:
-    """A transaction with what the answer does not carry."""
-
-    request: TransactionRequest
-    view: Transaction
-    captured: dict[HostFileType, bytes] = field(default_factory=dict)
-    uploaded: dict[HostFileType, bytes] = field(default_factory=dict)
-
-
-def digest(data: bytes) -> str:
-    """Return the SHA-256 as the wire carries it."""
-    return hashlib.sha256(data).hexdigest()
+from agent.wire.vm import Disk, HostVm, Image
+from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, host_file
 
 
 class FakeHost:
@@ -88,6 +42,8 @@ class FakeHost:
         self.undeletable: set[str] = set()
         self.piecemeal = False
         self.linger = 0
+        self.uncloneable: set[str] = set()
+        self.copying = False
         self.slow_merges = False
         self.half_written: set[str] = set()
         self.changed = asyncio.Event()
@@ -152,11 +108,12 @@ class FakeHost:
                 raise Refusal(409, "domain-busy", name=vm.name)
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
+        """Begin a transaction; ``vm`` is the source of a clone."""
         now = utc_now()
         view = Transaction(
             id=id,
             kind=KINDS[type(wanted)],
-            vm=vm.uuid,
+            vm=wanted.vm,
             snapshot=wanted.snapshot,
             state="prepared",
             started_at=now,
@@ -167,6 +124,8 @@ class FakeHost:
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
             return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, CloneRequest):
+            return self._prepare_clone(wanted, view)
         for volume in wanted.volumes:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
@@ -210,6 +169,40 @@ class FakeHost:
         )
         return Running(wanted, view, captured)
 
+    def _prepare_clone(self, wanted: CloneRequest, view: Transaction) -> Running:
+        for vm in self.vms.values():
+            if wanted.name == vm.name or wanted.vm == vm.uuid:
+                raise Refusal(409, "domain-exists", name=vm.name)
+        if wanted.name in self.uncloneable:
+            raise Refusal(409, "no-space", name=wanted.name)
+        held = {ref.type for ref in wanted.host_files}
+        types: list[HostFileType] = ["nvram"] if wanted.tpm == "reset" else ["nvram", "tpm"]
+        needed = [kind for kind in types if kind in self.vms[wanted.source].expected]
+        if missing := [kind for kind in needed if kind not in held]:
+            raise Refusal(409, "host-file-missing", type=missing[0])
+        for volume in wanted.volumes:
+            if volume.path not in self.files or self.fingerprint(volume.path) != volume.fingerprint:
+                raise Refusal(409, "frozen-file-altered", target=volume.target, path=volume.path)
+        volumes = [self._frozen(view.id, one.target, one.path) for one in wanted.volumes]
+        state: TransactionState = "preparing" if wanted.mode == "full" and self.copying else "prepared"
+        return Running(wanted, msgspec.structs.replace(view, state=state, volumes=volumes, expected=needed))
+
+    def _make_clone(self, running: Running, wanted: CloneRequest) -> None:
+        if waiting := {*running.view.expected} - set(running.uploaded):
+            raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        made = FakeVm(
+            uuid=wanted.vm,
+            name=wanted.name,
+            tops={},
+            host_files=dict(running.uploaded),
+            expected=self.vms[wanted.source].expected,
+        )
+        self.vms[wanted.vm] = made
+        for volume in running.view.volumes:
+            self._overlay(made, volume.target, volume.overlay, volume.path)
+            if wanted.mode == "full":
+                self.files[volume.overlay] = FakeFile(backing=None)
+
     def _capture(self, vm: FakeVm, policy: str) -> dict[HostFileType, bytes]:
         if policy == "none":
             return {}
@@ -220,7 +213,10 @@ class FakeHost:
     def missing(self, vm: FakeVm) -> list[MissingHostFile]:
         return [
             MissingHostFile(
-                type=kind, path=f"/host/{kind}", code="host-file-damaged", reason=vm.broken.get(kind, "it is gone")
+                type=kind,
+                path=f"/host/{kind}",
+                code="host-file-damaged" if kind in vm.broken else "host-file-missing",
+                reason=vm.broken.get(kind, "it is gone"),
             )
             for kind in vm.expected
             if kind in vm.broken or kind not in vm.host_files
@@ -262,12 +258,14 @@ class FakeHost:
         return [name for name, file in self.files.items() if file.backing == path]
 
     def switch(self, running: Running) -> None:
-        vm, view = self.vms[running.view.vm], running.view
+        view = running.view
         if isinstance(running.request, SnapshotRequest):
             for volume in view.volumes:
-                self._overlay(vm, volume.target, volume.overlay, volume.path)
+                self._overlay(self.vms[view.vm], volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
-            self._put_back(vm, running, running.request)
+            self._put_back(self.vms[view.vm], running, running.request)
+        elif isinstance(running.request, CloneRequest):
+            self._make_clone(running, running.request)
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
@@ -367,22 +365,3 @@ class FakeHost:
             chain_depth=len(images),
             chain=images,
         )
-
-
-KINDS: dict[type, Literal["snapshot", "revert", "delete"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-}
-
-
-def host_file(kind: HostFileType, data: bytes) -> HostFile:
-    """Describe bytes as the agent does."""
-    return HostFile(
-        type=kind,
-        path=f"/host/{kind}",
-        format=FORMATS[kind],
-        size_bytes=len(data),
-        sha256=digest(data),
-        mtime=utc_now(),
-    )

@@ -50,7 +50,7 @@ async def test_migrations_together_make_what_the_models_describe(tmp_path: Path)
 
 async def test_a_migration_is_applied_once(tmp_path: Path) -> None:
     db = Database(url(tmp_path / "c.db"))
-    assert await db.open() == ["0001_records", "0002_hidden_bases"]
+    assert await db.open() == ["0001_records", "0002_hidden_bases", "0003_clones"]
     await db.close()
     db = Database(url(tmp_path / "c.db"))
     assert await db.open() == []
@@ -178,3 +178,20 @@ async def test_work_that_was_begun_goes_on_when_its_caller_is_cancelled(db: Data
         await task
     go_on.set()
     assert await db.run(events.newest) == 1
+
+
+async def test_a_commit_is_a_point_named_after_its_work_and_what_dies_before_it_left_nothing(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def checkpoint(name: str) -> None:
+        heard.append(name)
+        if heard.count("before commit store.events.append") == 2 and name.startswith("before"):
+            raise KeyError(name)
+
+    async with Database(url(tmp_path / "points.db"), checkpoint) as db:
+        assert heard == ["before commit db.migrate", "after commit db.migrate"]
+        await db.run(events.append, "vm.added")
+        with pytest.raises(KeyError):
+            await db.run(events.append, "vm.gone")
+        assert heard[2:] == [f"{when} commit store.events.append" for when in ("before", "after", "before")]
+        assert [event.type for event in await db.run(events.read, 0, 10)] == ["vm.added"]

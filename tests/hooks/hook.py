@@ -44,6 +44,11 @@ class Hook:
     def guards(self) -> Guards:
         return Guards(self.state)
 
+    @property
+    def accepts_blank(self) -> bool:
+        """Whether the next start may find host files missing."""
+        return (self.state / "accept-blank" / str(VM)).exists()
+
     def install(self) -> "Hook":
         """Put the hook, its configuration and an empty state directory in place."""
         self.script.parent.mkdir(parents=True)

@@ -85,7 +85,6 @@ def test_a_linked_pool_directory_is_followed_and_paths_come_back_resolved(pool: 
     chain = read(link / "top.qcow2", link)
     assert [image.path for image in chain] == [f"{pool}/top.qcow2", f"{pool}/root.qcow2"]
     assert chain[0].backing == f"{pool}/root.qcow2"
-    assert images.header_of(pool / "top.qcow2").backing == f"{pool}/root.qcow2"
 
 
 @pytest.mark.case("S11")
@@ -107,8 +106,6 @@ def test_a_relative_name_that_a_link_gives_two_meanings_is_refused(pool: Path) -
 def test_a_protocol_name_is_refused(pool: Path, name: str) -> None:
     with pytest.raises(ImageRefused, match="through a protocol"):
         read(create(pool / "top.qcow2", name))
-    with pytest.raises(ImageRefused):
-        images.header_of(pool / "top.qcow2")
 
 
 @pytest.mark.case("X8")

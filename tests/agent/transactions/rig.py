@@ -20,7 +20,8 @@ from agent.host.inventory import Inventory
 from agent.limits import Limits
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
-from agent.transactions.manager import Manager, no_checkpoint
+from agent.transactions.manager import Manager
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 
 VM = UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11")
 NVRAM_BYTES = 540_672
@@ -82,12 +83,19 @@ class PlayedHypervisor:
         uuid = UUID(etree.fromstring(xml).findtext("uuid") or "")
         temporary = self.directory / "new"
         temporary.write_text(xml)
-        temporary.replace(self._path(uuid))
+        flags = self._path(uuid, must_exist=False).with_suffix(".flags")
+        flags.touch()
+        temporary.replace(flags.with_suffix(".xml"))
         return uuid
 
-    def _path(self, uuid: UUID) -> Path:
+    async def undefine(self, uuid: UUID) -> None:
+        self._check("undefine")
+        for suffix in (".xml", ".flags"):
+            self._path(uuid, must_exist=False).with_suffix(suffix).unlink(missing_ok=True)
+
+    def _path(self, uuid: UUID, must_exist: bool = True) -> Path:
         path = self.directory / f"{uuid}.xml"
-        if not path.exists():
+        if must_exist and not path.exists():
             raise DomainNotFound(vm=str(uuid))
         return path
 
@@ -151,7 +159,7 @@ class Rig:
     def flags(self, text: str) -> None:
         (self.hypervisor.directory / f"{VM}.flags").write_text(text)
 
-    def manager(self, checkpoint: Callable[[str], None] = no_checkpoint, **limits: object) -> Manager:
+    def manager(self, checkpoint: Checkpoint = no_checkpoint, **limits: object) -> Manager:
         guards, expected = Guards(self.state_dir), Expected(self.state_dir)
         bounds = Limits(
             state_dir=self.state_dir,
@@ -171,9 +179,9 @@ class Rig:
             checkpoint=checkpoint,
         )
 
-    def top(self, target: str) -> Path:
-        """Return the file that the domain's definition names for a disk."""
-        root = etree.fromstring((self.hypervisor.directory / f"{VM}.xml").read_text())
+    def top(self, target: str, vm: UUID = VM) -> Path:
+        """Return the file that a domain's definition names for a disk."""
+        root = etree.fromstring((self.hypervisor.directory / f"{vm}.xml").read_text())
         (path,) = root.xpath("devices/disk[target/@dev=$target]/source/@file", target=target)
         return Path(path)
 

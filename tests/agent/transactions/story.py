@@ -13,6 +13,7 @@ import msgspec
 from agent.transactions.manager import Manager
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.transaction import (
+    CloneRequest,
     DeleteRequest,
     DoomedVolume,
     FrozenVolume,
@@ -91,6 +92,37 @@ async def delete(manager: Manager, request: DeleteRequest, id_: UUID | None = No
     return manager.get(id_)
 
 
+CLONE = UUID("a1d5a6cf-2f2c-4a53-9e4f-6d4b0f0e7c21")
+
+
+def clone_request(taken: Transaction, host_files: dict[HostFileType, bytes], **changes: object) -> CloneRequest:
+    """Ask for a linked clone with a copy of the TPM, as the controller would."""
+    asked = revert_request(taken, host_files)
+    values: dict[str, object] = {
+        "vm": CLONE,
+        "name": "copy of win11",
+        "source": VM,
+        "snapshot": taken.snapshot,
+        "mode": "linked",
+        "tpm": "copy",
+        "domain_xml": taken.domain_xml,
+        "volumes": asked.volumes,
+        "host_files": asked.host_files,
+        **changes,
+    }
+    return CloneRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
+
+
+async def clone(manager: Manager, request: CloneRequest, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Make one clone whole."""
+    id_ = uuid4()
+    view = await manager.put(id_, request)
+    for step in [name.removeprefix("receive ") for name in view.steps if name.startswith("receive ")]:
+        type_: HostFileType = "nvram" if step == "nvram" else "tpm"
+        await manager.upload(id_, type_, chunks(host_files[type_]))
+    return await manager.commit(id_)
+
+
 class Executioner:
     """A checkpoint that lists the points it hears of, and kills its own process at the chosen one.
 
@@ -113,6 +145,8 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
         await snapshot(manager)
     elif kind == "revert":
         await revert(manager, msgspec.json.decode(request, type=RevertRequest), host_files)
+    elif kind in {"clone", "full-clone"}:
+        await clone(manager, msgspec.json.decode(request, type=CloneRequest), host_files)
     else:
         await delete(manager, msgspec.json.decode(request, type=DeleteRequest))
 

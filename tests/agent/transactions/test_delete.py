@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from agent.errors import ImageInUse, ImageRefused, TransactionEnded
-from agent.host import files, images, qemu_img
+from agent.host import files, images, qcow2, qemu_img
 from agent.transactions.manager import Manager
 from agent.wire.transaction import DeleteRequest, Transaction
 from tests.agent.transactions import story
@@ -295,7 +295,7 @@ async def test_template_is_neither_written_to_nor_removed(rig: Rig, manager: Man
 
 
 def template_size(path: Path) -> int:
-    return images.header_of(path).virtual_size_bytes
+    return qcow2.read_header(path).virtual_size_bytes
 
 
 @pytest.mark.case("D5")

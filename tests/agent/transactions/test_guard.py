@@ -146,16 +146,6 @@ def test_a_process_name_with_parentheses_and_spaces_is_understood() -> None:
         child.communicate()
 
 
-def test_accept_blank_stands_until_it_is_withdrawn(guards: Guards) -> None:
-    assert not guards.accepts_blank(VM)
-    guards.accept_blank(VM)
-    guards.accept_blank(VM)
-    assert guards.accepts_blank(VM)
-    guards.withdraw_blank(VM)
-    guards.withdraw_blank(VM)
-    assert not guards.accepts_blank(VM)
-
-
 def test_a_lock_that_is_never_free_is_an_error_with_a_deadline(tmp_path: Path) -> None:
     with hook_lock(tmp_path), pytest.raises(HookLockHeld, match="nothing was touched"), hook_lock(tmp_path, 0.01):
         pass

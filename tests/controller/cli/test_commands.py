@@ -12,6 +12,7 @@ from agent.wire.backup_file import BackupFile
 from agent.wire.finding import Finding
 from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
+from agent.wire.problem import Problem
 from agent.wire.snapshot import Snapshot
 from tests.controller.cli.conftest import Coldframe
 from tests.controller.cli.fake import FakeController
@@ -53,10 +54,42 @@ def test_snapshot_create_says_what_the_snapshot_holds(fake: FakeController, cold
     assert done.out == f"Snapshot before-update ({SNAPSHOT.uuid}) of win11 holds vda, nvram, tpm\n"
 
 
+def test_the_vms_of_a_host_that_is_not_known_are_not_found(fake: FakeController, coldframe: Coldframe) -> None:
+    problem = Problem(title="t", status=404, code="host-not-found", detail="No host kvm2 is enrolled")
+    fake.answer("GET", "/v1/hosts/kvm2", problem, status=404, kind="application/problem+json")
+    done = coldframe("vm", "list", "--host", "kvm2", "--json")
+    assert (done.status, done.json["code"]) == (3, "host-not-found")
+
+
+@pytest.mark.parametrize(
+    ("command", "waits"),
+    [("snapshot create", True), ("vm sync", True), ("doctor", True), ("vm list", False), ("snapshot protect", False)],
+)
+def test_no_wait_is_in_the_help_of_commands_that_start_an_operation(
+    coldframe: Coldframe, command: str, waits: bool
+) -> None:
+    assert ("--no-wait" in coldframe(*command.split(), "--help").out) == waits
+
+
 def test_no_wait_prints_the_operation_as_it_is(fake: FakeController, coldframe: Coldframe) -> None:
     fake.answer("POST", "/v1/vms/win11/snapshots", running(), status=202)
     done = coldframe("--no-wait", "snapshot", "create", "win11", "--json")
     assert msgspec.convert(done.json, Operation) == running()
+
+
+def test_clone_prints_the_vms_that_were_made(fake: FakeController, coldframe: Coldframe) -> None:
+    vm = Vm.example()
+    told = {"vm": str(vm.uuid), "name": "a\n", "mode": "full", "host_files": ["nvram"], "left_out": ["vdz"]}
+    ended = msgspec.structs.replace(OPERATION, kind="snapshot-clone", result={"clones": [told], "remarks": ["mind"]})
+    fake.answer("POST", f"{SNAPSHOT_PATH}/clone", ended, status=202)
+    fake.answer("GET", f"/v1/vms/{vm.uuid}", vm)
+    done = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a", "b", "--mode", "full", "--tpm", "copy", "--json")
+    assert msgspec.convert(done.json["items"], list[Vm]) == [vm]
+    asked = fake.sent("POST", f"{SNAPSHOT_PATH}/clone")
+    assert asked.body == {"names": ["a", "b"], "mode": "full", "tpm": "copy", "uuids": []}
+    assert "Idempotency-Key" in asked.headers
+    shown = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a").out
+    assert shown == f"a\\n ({vm.uuid}) is a full clone with a new TPM, if it has one\nLeft out: vdz\nmind\n"
 
 
 def test_revert_prints_the_operation_and_names_the_undo_point(fake: FakeController, coldframe: Coldframe) -> None:
@@ -167,6 +200,7 @@ def test_vm_list_show_and_sync(fake: FakeController, coldframe: Coldframe) -> No
     vm = Vm.example()
     fake.page("/v1/vms", [vm])
     fake.answer("GET", "/v1/vms/win11", vm)
+    fake.answer("GET", "/v1/hosts/kvm1", Host.example())
     fake.answer("POST", "/v1/vms/win11/sync", OPERATION, status=202)
     fake.answer("DELETE", f"/v1/vms/{vm.uuid}", vm)
     assert coldframe("vm", "list", "--host", "kvm1", "--json").json["items"][0]["name"] == "win11"

@@ -243,7 +243,6 @@ async def test_a_merged_disk_moves_what_stood_on_it_and_leaves_the_others(db: Da
     first = await db.run(add_snapshot, vm, volumes=disks)
     disks = [frozen("vda", path="/a1", backing="/a0"), frozen("vdb", path="/b1", backing="/b0")]
     second = await db.run(add_snapshot, vm, volumes=disks)
-    assert [one.path for one in await db.run(snapshots.files_on, HOST, "/a0")] == ["/a1"]
     for _ in range(2):
         await db.run(groups.merged, first.uuid, "vda", {"/a1": "9:9"}, "/base")
     found = {one.target: one for one in (await db.run(snapshots.group, second.uuid)).volumes}
