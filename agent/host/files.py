@@ -34,9 +34,14 @@ def _storage(action: str, path: Path, need_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno in _FULL:
-            raise NoSpace(path=str(path), have_bytes=_free_or_zero(path), need_bytes=need_bytes) from err
-        raise StorageFailed(action=action, path=str(path), reason=err.strerror or str(err)) from err
+        raise failure(action, path, err, need_bytes) from err
+
+
+def failure(action: str, path: Path, err: OSError, need_bytes: int = 0) -> NoSpace | StorageFailed:
+    """Return what an ``OSError`` on ``path`` is told as."""
+    if err.errno in _FULL:
+        return NoSpace(path=str(path), have_bytes=_free_or_zero(path), need_bytes=need_bytes)
+    return StorageFailed(action=action, path=str(path), reason=err.strerror or str(err))
 
 
 def _free_or_zero(path: Path) -> int:

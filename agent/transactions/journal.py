@@ -27,14 +27,23 @@ from agent.errors import StorageFailed
 from agent.host import files
 from agent.transactions.model import HostFileRequest, Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, DeleteRequest, RevertRequest, SnapshotRequest, Transaction
+from agent.wire.transaction import (
+    CloneRequest,
+    DeleteRequest,
+    ExportRequest,
+    ImportRequest,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+)
 
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; a clone is not there yet.
+#: Work on a domain that is there; a clone is not there yet, and an export does not touch it.
 DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
-AnyRequest = DomainRequest | CloneRequest
+NewDomainRequest = CloneRequest | ImportRequest
+AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
@@ -44,9 +44,12 @@ from agent.wire.transaction import (
     ENDED,
     CloneRequest,
     DeleteRequest,
+    ExportRequest,
+    ImportRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
+    TransactionKind,
     TransactionRequest,
 )
 
@@ -58,11 +61,13 @@ TICK_S = 1.0
 ANSWER_AFTER_S = 20.0
 
 
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "host-file"]] = {
+KINDS: dict[type[AnyRequest], TransactionKind] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
     CloneRequest: "clone",
+    ExportRequest: "export",
+    ImportRequest: "import",
     HostFileRequest: "host-file",
 }
 
@@ -168,7 +173,7 @@ class Manager:
 
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
-        return self._running(id_).transaction
+        return self.running(id_).transaction
 
     def all(self) -> list[Transaction]:
         """Return every transaction, oldest first."""
@@ -181,30 +186,30 @@ class Manager:
 
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
-        running = self._running(id_)
+        running = self.running(id_)
         data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
         found = hashlib.sha256(data).hexdigest()
         if announced not in {None, found}:
             raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             await running.receive(type_, data)
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
         """Return the file that holds a captured host file, in its wire format, until the transaction ends."""
-        running = self._running(id_)
+        running = self.running(id_)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
         return staging_dir(self._tools.limits, id_) / type_
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
-            _require_prepared(running)
+            require_prepared(running)
             if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
                 await running.undo(LeaseExpired(id=id_).problem())
                 await self._told(running)
@@ -228,12 +233,12 @@ class Manager:
                 await self._told(running)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying that stages is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
-        running = self._running(id_)
-        if isinstance(running.request, CloneRequest):
+        running = self.running(id_)
+        if isinstance(running.request, CloneRequest | ExportRequest):
             running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
@@ -255,9 +260,9 @@ class Manager:
 
     async def renew(self, id_: UUID) -> Transaction:
         """Count the lease of a prepared transaction anew, for as long as its request asked."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             running.extend_lease(getattr(running.request, "lease_s", DEFAULT_LEASE_S))
             return running.transaction
 
@@ -324,7 +329,8 @@ class Manager:
         await asyncio.to_thread(self._tools.guards.release, vm)
         return None
 
-    def _running(self, id_: UUID) -> Running:
+    def running(self, id_: UUID) -> Running:
+        """Return a transaction with what it works on. Raises TransactionNotFound."""
         if id_ not in self._known:
             raise TransactionNotFound(id=id_)
         return self._known[id_]
@@ -371,7 +377,8 @@ def _outcome(running: Running) -> Transaction:
     return running.transaction
 
 
-def _require_prepared(running: Running) -> None:
+def require_prepared(running: Running) -> None:
+    """Raise what ended a transaction, or TransactionEnded, where nothing can be handed over to it or fetched."""
     if running.transaction.state != "prepared":
         _outcome(running)
         raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)

@@ -19,8 +19,9 @@ from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
-KINDS = ("snapshot", "revert", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
-CLONES = ("clone", "full-clone")
+KINDS = ("snapshot", "revert", "delete", "delete-down", "delete-mixed", "clone", "full-clone", "export", "import")
+#: What leaves the domain alone and makes another one, or nothing.
+NEW = ("clone", "full-clone", "export", "import")
 #: Which disks hold more below than above, so that their children are committed down and not rebased.
 HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
 
@@ -44,7 +45,15 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     story.change_everything(rig, 0x61)
     if kind == "revert":
         return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
-    if kind in CLONES:
+    if kind == "export":
+        return rig, (msgspec.json.encode(story.export_request(taken)), {})
+    if kind == "import":
+        told, sent = await story.export(manager, story.export_request(taken, flat=False))
+        changes = {"vm": story.CLONE, "name": "copy of win11", "renew": True}
+        wanted = story.import_request(taken.domain_xml, told, host_files, **changes)
+        images = {f"{target}.{position}": data for (target, position), data in sent.items()}
+        return rig, (msgspec.json.encode((wanted, images)), host_files)
+    if kind in NEW:
         asked = story.clone_request(taken, host_files, mode="full" if kind == "full-clone" else "linked")
         return rig, (msgspec.json.encode(asked), host_files)
     second, _ = await story.snapshot(manager)
@@ -93,9 +102,9 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     """Hold that nothing is in between: contents, files, guards and definition are of one state or the other."""
     assert rig.guards.all() == {}, point
     new = rig.contents()
-    if kind in CLONES:
+    if kind in NEW:
         assert new == old, point
-        check_clone(rig, point, rig.files() - before)
+        check_new(rig, point, rig.files() - before)
         return
     added = {path for path in rig.files() - before if path.startswith("images/")}
     assert not [path for path in rig.files() - before if not path.startswith("images/")], point
@@ -112,8 +121,8 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     assert {rig.top(target).exists() for target in rig.targets} == {True}, point
 
 
-def check_clone(rig: Rig, point: str, added: set[str]) -> None:
-    """Hold that a clone is there with all that belongs to it, or that nothing of it is."""
+def check_new(rig: Rig, point: str, added: set[str]) -> None:
+    """Hold that a new domain is there with all that belongs to it, or that nothing of it is."""
     assert not [path for path in added if ".coldframe-" in path], point
     made = f"libvirt/{story.CLONE}.xml" in added
     assert made or not added, point

@@ -26,6 +26,7 @@ import aiohttp
 import msgspec
 from aiohttp.client_exceptions import UnixClientConnectorError
 
+from agent.client.archive import ArchiveCalls
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import Page
@@ -94,7 +95,7 @@ class HostFileContent:
     sha256: str
 
 
-class AgentClient:
+class AgentClient(ArchiveCalls):
     """One agent by its URL: ``http://…``, ``https://…`` or ``unix:///path``.
 
     ``fingerprint`` (SHA-256 of the certificate, hex, colons allowed) pins an https agent in place of a CA.
@@ -296,16 +297,28 @@ class AgentClient:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, path: str, total_s: float, *, data: bytes | None = None, **arguments: Any
+        self,
+        method: str,
+        path: str,
+        total_s: float | None,
+        *,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        **arguments: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
-        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
+        """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading).
+
+        ``total_s`` None: as long as it takes, while the agent sends something within ``work_s``.
+        """
+        timeouts = self._timeouts
+        timeout = aiohttp.ClientTimeout(
+            total=total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.work_s if total_s is None else None
+        )
         try:
             self._checkpoint(f"before {method} {path}")
             async with self._open().request(
                 method,
                 self._base + path,
-                data=None if data is None else io.BytesIO(data),  # bytes above 1 MiB would be written in one piece
+                data=io.BytesIO(data) if isinstance(data, bytes) else data,  # bytes above 1 MiB would go in one piece
                 timeout=timeout,
                 allow_redirects=False,
                 ssl=self._tls if self._tls is not None else (self._pin or True),
