@@ -169,6 +169,19 @@ def rename(source: Path, target: Path) -> None:
             _fsync_directory(source.parent)
 
 
+def rename_new(source: Path, target: Path) -> None:
+    """Give a regular file another name in its directory, durably. Where that is taken, nothing is changed.
+
+    Both names are there for a moment, so that a crash cannot lose the file; called again, it goes on from there.
+    """
+    with _storage("renaming to", target):
+        if not (_exists(target) and source.samefile(target)):
+            os.link(source, target, follow_symlinks=False)
+            _fsync_directory(target.parent)
+        source.unlink()
+        _fsync_directory(target.parent)
+
+
 def exchange(a: Path, b: Path) -> None:
     """Swap two files, or two directories, in one step (``renameat2`` with ``RENAME_EXCHANGE``), durably.
 

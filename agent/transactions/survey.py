@@ -23,7 +23,16 @@ from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import DomainRequest
-from agent.transactions.model import ConvertImage, CreateOverlay, Facts, HostFileRequest, Plan, flat
+from agent.transactions.model import (
+    CommitChild,
+    ConvertImage,
+    CreateOverlay,
+    Facts,
+    HostFileRequest,
+    Plan,
+    RebaseChild,
+    flat,
+)
 from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
@@ -217,10 +226,13 @@ class Surveyor:
         """Plan it for all disks, and lock every file that it will write to or remove: none is begun unless all can."""
         doomed = read_doomed(self.transaction, request, users, self.limits)
         plan = plan_delete(doomed, room_of(doomed))
-        for volume in doomed:
-            standing = [one for one in volume.children.values() if one is not None and one.backing == volume.path]
-            for image in [volume.frozen, *standing] if volume.frozen is not None else []:
-                self.work.locks.take_image(volume.target, Path(image.path))
+        for volume in (one for one in doomed if one.frozen is not None):
+            self.work.locks.take_image(volume.target, Path(volume.path))
+        for step in flat(plan.switch):
+            if isinstance(step, RebaseChild | CommitChild):
+                self.work.locks.take_to_write(step.target, Path(step.child))
+            if isinstance(step, CommitChild):
+                self.work.locks.take_to_write(step.target, Path(step.frozen))
         return plan
 
 

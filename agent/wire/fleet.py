@@ -59,6 +59,23 @@ class AddHost(Request, kw_only=True, frozen=True):
         )
 
 
+class ChangeHost(Request, kw_only=True, frozen=True):
+    """The body of ``PATCH /v1/hosts/{name}``. What is null stays as it is; an empty ``fingerprint`` takes the pin off.
+
+    ``name`` is a new name. The agent at a new ``url`` must be the one that was enrolled.
+    """
+
+    name: str | None = None
+    url: str | None = None
+    agent_token: str | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def example(cls) -> "ChangeHost":
+        """Return an example for documentation and tests."""
+        return cls(url="https://kvm1.example.org:7701")
+
+
 class VmHostFile(Answer, kw_only=True, frozen=True):
     """What the controller holds of one host file of a VM. ``dirty_since``: the VM has run since the last sync.
 

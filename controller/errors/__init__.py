@@ -8,7 +8,7 @@
     │   ├── OperationNotFound  TokenNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
@@ -47,6 +47,7 @@ from controller.errors.conflict import (
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
     OperationCancelled,
@@ -115,6 +116,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
     "HostUnreachable",

@@ -19,6 +19,16 @@ class HostUrlTaken(Conflict):
     )
 
 
+class HostIsAnother(Conflict):
+    """The agent at a new address is not the one that was enrolled under this name."""
+
+    code, message = (
+        "host-is-another",
+        "The agent at {url} is not the one that is enrolled as {name}; nothing was changed. Enrol it under a name of "
+        "its own; where it has lost its state directory, take {name} out first: its snapshots and copies stay",
+    )
+
+
 class HostExists(Conflict):
     """A host of this name is enrolled already."""
 

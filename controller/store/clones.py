@@ -159,9 +159,14 @@ def seed_of(vm: UUID) -> Seed | None:
         return Seed(held=held, blank=["tpm"] if row.tpm == "reset" else [])
 
 
-def standing_on(host: str, path: str) -> list[tuple[UUID, str]]:
-    """Return the linked clones that were made of this frozen file, each with the file that stood on it then."""
-    rows = Clone.select().where(Clone.host == host, Clone.mode == "linked").order_by(Clone.created_at)
+def unseen_on(host: str, path: str) -> list[tuple[UUID, str]]:
+    """Return the linked clones made of this frozen file that no look at the host has shown, each with its own file.
+
+    One that was looked at stands where its facts say: it may have been snapshotted, merged or removed since.
+    """
+    seen = Vm.select(Vm.uuid).where(Vm.seen_at.is_null(False))
+    unseen = (Clone.host == host, Clone.mode == "linked", Clone.vm.not_in(seen))
+    rows = Clone.select().where(*unseen).order_by(Clone.created_at)
     return [(row.vm, disk["path"]) for row in rows for disk in row.result.get("disks", []) if disk["stands_on"] == path]
 
 

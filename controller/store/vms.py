@@ -36,6 +36,13 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
+def settle_all(host: str) -> None:
+    """Decide anew where each VM of a host is: the host has another name."""
+    with write():
+        for uuid in on_host(host):
+            _settle(uuid, None)
+
+
 def record_one(host: str, vm: HostVm, at: datetime) -> None:
     """Record one VM that a host defines."""
     with write():

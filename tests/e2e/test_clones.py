@@ -1,6 +1,7 @@
 """Clones of a real VM, through the coldframe command."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -70,9 +71,36 @@ def test_linked_and_full_clone_run_beside_their_source_with_an_identity_of_their
     for one in everyone:
         one.destroy()
     assert {target: guest.disk(target).sha256() for target in targets(guest)} != {t: frozen[t] for t in targets(guest)}
-    code, problem = stack.refused("snapshot", "delete", snapshot)
-    assert (code, problem["code"]) == (4, "image-refused")
-    assert clones[0].disk("vda").sha256() == frozen["vda"]
+
+
+@pytest.mark.case("D3")
+@pytest.mark.case("D9")
+def test_a_deleted_snapshot_keeps_its_files_for_a_linked_clone_and_they_go_after_it(
+    stack: Stack, vm: Vm, clone: Clone
+) -> None:
+    guest = run_once(vm())
+    change_at_rest(guest, b"frozen")
+    frozen = {target: guest.disk(target).sha256() for target in targets(guest)}
+    snapshot = take(stack, guest)
+    bases = [one["path"] for one in stack.coldframe("snapshot", "show", snapshot)["volumes"]]
+    one = clone(guest, snapshot, f"{guest.name}-linked")
+    change_at_rest(guest, b"later")
+    mine = {target: guest.disk(target).sha256() for target in targets(guest)}
+    deleted = stack.coldframe("snapshot", "delete", snapshot)
+    assert deleted["result"]["hidden"] == list(targets(guest))
+    assert {target: one.disk(target).sha256() for target in targets(one)} == frozen
+    one.start()
+    assert stack.coldframe("snapshot", "delete", take(stack, guest))["result"]["remarks"] == []
+    assert all(stack.host.path(Path(path)).exists() for path in bases)
+    one.destroy()
+    stack.host.virsh("undefine", "--nvram", str(one.uuid))
+    for image in stack.host.path(IMAGES).glob(f"{one.name}.cf-*"):
+        image.unlink()
+    stack.coldframe("vm", "forget", str(one.uuid))
+    assert stack.coldframe("snapshot", "delete", take(stack, guest))["result"]["remarks"] == []
+    assert not any(stack.host.path(Path(path)).exists() for path in bases)
+    assert {target: guest.disk(target).sha256() for target in targets(guest)} == mine
+    guest.start()
 
 
 @pytest.mark.case("C1")

@@ -233,6 +233,20 @@ async def test_hosts_are_enrolled_and_taken_out(api: Driver) -> None:
     assert await api.code("DELETE", "/v1/hosts/kvm2") == "host-not-found"
 
 
+async def test_a_host_is_changed_where_the_caller_saw_it_as_it_is(api: Driver) -> None:
+    where = f"/v1/hosts/{HOST}"
+    seen = await api.call("GET", where)
+    url = (await seen.json())["url"].replace("127.0.0.1", "localhost")
+    for bad in ({}, {"name": "../x"}, {"agent_token": "a\r\nb"}, {"url": "ftp://x"}, {"fingerprint": "zz"}):
+        assert await api.code("PATCH", where, bad) in {"invalid-request", "name-invalid"}, bad
+    changed = await api.call("PATCH", where, {"url": url}, **{"If-Match": seen.headers["ETag"]})
+    assert (changed.status, (await changed.json())["url"]) == (200, url)
+    stale = await api.call("PATCH", where, {"name": "new"}, **{"If-Match": seen.headers["ETag"]})
+    assert (stale.status, (await stale.json())["code"]) == (412, "precondition-failed")
+    assert await api.code("PATCH", "/v1/hosts/nowhere", {"url": url}) == "host-not-found"
+    assert TOKEN not in await changed.text()
+
+
 async def test_a_host_that_cannot_be_used_is_refused_and_not_recorded(api: Driver) -> None:
     url = (await (await api.call("GET", f"/v1/hosts/{HOST}")).json())["url"]
     good = {"name": "kvm2", "url": url, "agent_token": TOKEN}

@@ -1,6 +1,7 @@
 """Making clones of a snapshot, and of a VM as it stands."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,9 +10,10 @@ import pytest
 
 from agent.wire.base import utc_now
 from agent.wire.operation import Operation
-from controller.operations import snapshot_create
+from controller.models import Clone
+from controller.operations import snapshot_create, snapshot_delete
 from controller.operations.clone import Target, Wanted, WantedOfVm
-from controller.store import backup_files, clones, events, groups, host_files, snapshots, vms
+from controller.store import backup_files, bases, clones, events, groups, host_files, hosts, snapshots, vms
 from tests.controller.world import HOST, World, world
 
 
@@ -54,8 +56,8 @@ async def test_several_clones_are_made_each_with_its_own_files(one: World, mode:
         assert backings == (frozen if mode == "linked" else dict.fromkeys(frozen))
         assert fake.host_files == {"nvram": one.vm.host_files["nvram"]}
         assert (await one.db.run(vms.get, vm)).host == HOST
-    standing = await one.db.run(clones.standing_on, HOST, frozen["vda"])
-    assert [vm for vm, _ in standing] == (list(made.values()) if mode == "linked" else [])
+    standing = await one.db.run(bases.children, HOST, frozen["vda"])
+    assert {child.vm for child in standing} == {one.vm.uuid, *(made.values() if mode == "linked" else [])}
 
 
 @pytest.mark.case("C2")
@@ -126,6 +128,45 @@ async def test_forgetting_a_clone_removes_its_seed_and_its_record(one: World) ->
 def _known(one: World) -> set[str]:
     tops = {top for vm in one.agent.vms.values() for top in vm.tops.values()}
     return tops | {str(one.agent.files[top].backing) for top in tops}
+
+
+@pytest.mark.case("D3")
+async def test_a_node_a_clone_stands_on_goes_at_once_and_its_files_when_the_clone_is_gone(one: World) -> None:
+    node = await one.snapshot()
+    frozen = {volume.target: volume.path for volume in (await one.db.run(snapshots.group, node)).volumes}
+    (vm,) = made_of(await one.clone(node, "a")).values()
+    other = await one.snapshot()
+    deleted = await one.delete(node)
+    assert (deleted.state, deleted.result["hidden"]) == ("succeeded", ["vda", "vdb"])
+    await one.check()
+    assert (await one.delete(other)).result["remarks"] == []
+    assert set(await one.hidden()) == set(frozen.values())
+    del one.agent.files[one.agent.vms[vm].tops["vda"]], one.agent.files[one.agent.vms.pop(vm).tops["vdb"]]
+    await one.db.run(vms.forget, vm)
+    last = await one.snapshot()
+    assert (await one.delete(last)).result["remarks"] == []
+    assert await one.hidden() == {}
+
+
+@pytest.mark.case("D3")
+async def test_a_base_that_only_a_clone_stands_on_is_merged_by_the_clones_own_next_deletion(one: World) -> None:
+    root, node = await one.snapshot(), await one.snapshot()
+    (vm,) = made_of(await one.clone(node, "a")).values()
+    assert (await one.revert(root, undo_point=False)).state == "succeeded"
+    assert (await one.delete(node)).result["hidden"] == ["vda", "vdb"]
+    await one.check()
+    own = UUID((await take_of(one, vm)).result["snapshot"])
+    deleted = await one.act("snapshot-delete", snapshot_delete.Wanted(snapshot=own), vm=vm)
+    assert (deleted.state, deleted.result["remarks"]) == ("succeeded", [])
+    assert await one.hidden() == {}
+
+
+async def test_a_clone_follows_its_host_to_another_name(one: World) -> None:
+    snapshot = await one.snapshot()
+    (vm,) = made_of(await one.clone(snapshot, "a")).values()
+    present = await one.db.run(hosts.endpoint, HOST)
+    await one.db.run(hosts.change, HOST, replace(present, name="renamed"))
+    assert await one.db.run(lambda: Clone.get(Clone.vm == vm).host) == "renamed"
 
 
 def wanted(snapshot: UUID, *names: str, **more: Any) -> Wanted:
