@@ -35,7 +35,7 @@ def processes() -> ForkServerContext:
 
 async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     """Bring a host to the moment before the transaction, and give the request."""
-    rig = Rig(root).build()
+    rig = Rig(root, disks=1 if kind in {"export", "import"} else 2).build()
     manager = rig.manager()
     if kind == "snapshot":
         return rig, (b"", {})
