@@ -1,30 +1,17 @@
 """The calls of the agent's client that carry whole disk images, as streams."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-import aiohttp
-
+from agent.client.transport import Transport
 from agent.wire.archive import ReceivedImage, SentImages
 
-T = TypeVar("T")
 _PIECE_BYTES = 1 << 20
 _ANSWER_LIMIT_BYTES = 64 * 1024
 
 
-class ArchiveCalls:
+class ArchiveCalls(Transport):
     """Part of AgentClient. A call that broke off has to begin again: nothing of it is kept."""
-
-    if TYPE_CHECKING:
-
-        def _answer(
-            self, method: str, path: str, total_s: float | None, **arguments: Any
-        ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]: ...
-        async def _read(self, response: aiohttp.ClientResponse, limit_bytes: int) -> bytes: ...
-        async def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T: ...
-        def _decode(self, raw: bytes, kind: type[T]) -> T: ...
 
     async def images(self, id: UUID) -> SentImages:
         """List the images that a prepared export gives."""

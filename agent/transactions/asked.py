@@ -8,7 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from agent.web.errors import InvalidRequest
-from agent.wire.transaction import ImportRequest, RevertRequest, SnapshotRequest, TransactionRequest
+from agent.wire.transaction import (
+    ImportRequest,
+    RestoreRequest,
+    RevertRequest,
+    SnapshotRequest,
+    TransactionRequest,
+)
 
 
 def require_sense(request: TransactionRequest) -> None:
@@ -17,6 +23,7 @@ def require_sense(request: TransactionRequest) -> None:
         return
     if isinstance(request, ImportRequest):
         _require_once("images", [f"{image.target}.{image.position}" for image in request.images])
+    if isinstance(request, ImportRequest | RestoreRequest):
         _require_once("host_files", [file.type for file in request.host_files])
         return
     _require_once("volumes", [volume.target for volume in request.volumes])

@@ -25,13 +25,14 @@ import msgspec
 
 from agent.errors import StorageFailed
 from agent.host import files
-from agent.transactions.model import HostFileRequest, Plan
+from agent.transactions.model import Plan
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
     ExportRequest,
     ImportRequest,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 #: Work on a domain that is there; a clone is not there yet, and an export does not touch it.
-DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
 NewDomainRequest = CloneRequest | ImportRequest
 AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
 

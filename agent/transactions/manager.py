@@ -32,7 +32,6 @@ from agent.limits import Limits
 from agent.transactions.asked import require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
 from agent.transactions.survey import staging_dir
 from agent.web.checkpoint import Checkpoint, no_checkpoint
@@ -45,7 +44,9 @@ from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
     ExportRequest,
+    HostFileRef,
     ImportRequest,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -68,7 +69,7 @@ KINDS: dict[type[AnyRequest], TransactionKind] = {
     CloneRequest: "clone",
     ExportRequest: "export",
     ImportRequest: "import",
-    HostFileRequest: "host-file",
+    RestoreRequest: "restore",
 }
 
 
@@ -268,9 +269,9 @@ class Manager:
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        request = HostFileRequest(
-            vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
+        sha256 = hashlib.sha256(data).hexdigest()
+        ref = HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
+        request = RestoreRequest(vm=vm, host_files=[ref])
         running = self._begin(uuid4(), request)
         await self._own(self._write(running, type_, data, if_match))
         found, _ = await self._tools.inventory.read_host_file(vm, type_)

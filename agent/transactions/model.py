@@ -24,16 +24,6 @@ from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, Missing
 from agent.wire.vm import Disk, Image
 
 
-class HostFileRequest(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="host-file"):
-    """The agent's own request to replace one host file; it never crosses the wire."""
-
-    vm: UUID
-    type: HostFileType
-    format: HostFileFormat
-    size_bytes: int
-    sha256: str
-
-
 class CreateOverlay(Step, kw_only=True, frozen=True, tag="create-overlay"):
     """Create an empty qcow2 overlay ``path`` on ``backing``, owned like ``like``."""
 

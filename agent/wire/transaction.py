@@ -11,7 +11,7 @@ from agent.wire.problem import Problem
 
 HostFilesPolicy = Literal["required", "best-effort", "none"]
 TransactionState = Literal["preparing", "prepared", "committing", "committed", "aborting", "aborted"]
-TransactionKind = Literal["snapshot", "revert", "delete", "clone", "export", "import", "host-file"]
+TransactionKind = Literal["snapshot", "revert", "delete", "clone", "export", "import", "restore"]
 ENDED: frozenset[TransactionState] = frozenset({"committed", "aborted"})
 DEFAULT_LEASE_S = 120.0
 
@@ -127,6 +127,23 @@ class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="d
         )
 
 
+class RestoreRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="restore"):
+    """Put host files of a domain that is shut off in place, all of them or none; its disks are left alone.
+
+    ``host_files`` are uploaded after prepare and before commit. Present ones that they replace are captured, for the
+    controller to fetch.
+    """
+
+    vm: UUID
+    host_files: list[HostFileRef]
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "RestoreRequest":
+        """Return an example for documentation and tests."""
+        return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"), host_files=RevertRequest.example().host_files)
+
+
 class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="clone"):
     """Make one new domain, ``vm`` called ``name``, of a snapshot of the domain ``source``.
 
@@ -226,7 +243,9 @@ class ImportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="i
         )
 
 
-TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | ExportRequest | ImportRequest
+TransactionRequest = (
+    SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest | ExportRequest | ImportRequest
+)
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):
@@ -290,10 +309,11 @@ class Transaction(Answer, kw_only=True, frozen=True):
     """A transaction as the agent shows it.
 
     For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
-    describe the undo point (the present state), if one was asked for. For a clone ``volumes`` are the frozen files
-    that it is made of, each with the clone's own file as ``overlay``; ``excluded`` are disks that it does not have. For
-    an import they are the files that it puts in place, with a fingerprint once they were received.
-    ``steps`` are the names of the plan's steps. ``outcomes`` is filled by delete.
+    describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
+    are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
+    ``overlay``; ``excluded`` are disks that it does not have. For an import they are the files that it puts in place,
+    with a fingerprint once they were received. ``steps`` are the names of the plan's steps.
+    ``outcomes`` is filled by delete.
     """
 
     id: UUID

@@ -6,6 +6,7 @@ from controller.operations import (
     backup_host_files,
     clone,
     repair,
+    restore_host_files,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -28,4 +29,5 @@ KINDS: Mapping[str, Run] = {
     "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }

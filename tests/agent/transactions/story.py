@@ -23,6 +23,7 @@ from agent.wire.transaction import (
     FrozenVolume,
     HostFileRef,
     ImportRequest,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -61,10 +62,7 @@ def revert_request(taken: Transaction, host_files: dict[HostFileType, bytes], **
         "vm": VM,
         "snapshot": taken.snapshot,
         "volumes": [FrozenVolume(target=v.target, path=v.path, fingerprint=v.fingerprint) for v in taken.volumes],
-        "host_files": [
-            HostFileRef(type=t, format=FORMATS[t], size_bytes=len(d), sha256=hashlib.sha256(d).hexdigest())
-            for t, d in host_files.items()
-        ],
+        "host_files": [ref_of(type_, data) for type_, data in host_files.items()],
         "undo": uuid4(),
         **changes,
     }
@@ -78,6 +76,26 @@ async def revert(manager: Manager, request: RevertRequest, host_files: dict[Host
     for ref in request.host_files:
         await manager.upload(id_, ref.type, chunks(host_files[ref.type]))
     return await manager.commit(id_)
+
+
+async def restore(manager: Manager, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Put host files in place whole."""
+    id_ = uuid4()
+    await manager.put(id_, restore_request(host_files))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, chunks(data))
+    return await manager.commit(id_)
+
+
+def restore_request(host_files: dict[HostFileType, bytes]) -> RestoreRequest:
+    """Ask for host files to be put in place."""
+    return RestoreRequest(vm=VM, host_files=[ref_of(type_, data) for type_, data in host_files.items()])
+
+
+def ref_of(type_: HostFileType, data: bytes) -> HostFileRef:
+    """Announce a host file."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
 
 
 def delete_request(taken: Transaction, children: dict[str, list[str]]) -> DeleteRequest:
@@ -217,6 +235,8 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
         asked, images = msgspec.json.decode(request, type=tuple[ImportRequest, dict[str, bytes]])
         parts = {name.rpartition(".")[::2]: data for name, data in images.items()}
         await import_(manager, asked, {(target, int(at)): data for (target, at), data in parts.items()}, host_files)
+    elif kind == "restore":
+        await restore(manager, host_files)
     elif kind in {"clone", "full-clone"}:
         await clone(manager, msgspec.json.decode(request, type=CloneRequest), host_files)
     else:
