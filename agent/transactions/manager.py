@@ -81,6 +81,7 @@ class Manager:
         self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
+        self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def recover(self) -> None:
@@ -96,12 +97,19 @@ class Manager:
                 await self._recover(running, entry)
 
     async def _recover(self, running: Running, entry: Entry) -> None:
+        """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
+        self._left[running.transaction.id] = entry
+        problem = entry.rollback
+        if problem is None and not entry.commit:
+            problem = AgentRestarted(id=running.transaction.id).problem()
         async with running.lock:
             try:
-                await running.resume()
-                if entry.rollback or not entry.commit:
-                    await running.undo(entry.rollback or AgentRestarted(id=running.transaction.id).problem())
-                elif await running.was_overtaken():
+                await running.resume(problem)
+                overtaken = problem is None and await running.was_overtaken()
+                del self._left[running.transaction.id]
+                if problem is not None:
+                    await running.undo(problem)
+                elif overtaken:
                     await running.roll_back(DomainRunning(name=running.name).problem())
                 else:
                     await running.finish()
@@ -293,10 +301,15 @@ class Manager:
                 if state == "prepared" and running.lease_is_over():
                     await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
                 elif running.stuck:
-                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
-                    await self._own(again)
+                    await self._own(self._again(running))
             except Error as err:
                 log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    def _again(self, running: Running) -> Coroutine[Any, Any, None]:
+        left = self._left.get(running.transaction.id)
+        if left is not None:
+            return self._recover(running, left)
+        return self._finish(running) if running.transaction.state == "committing" else self._retry_undo(running)
 
     async def _retry_undo(self, running: Running) -> None:
         async with running.lock:

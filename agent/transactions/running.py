@@ -265,11 +265,16 @@ class Running:
             self._tools.guards.drop(self.request.vm, self.transaction.id)
         self._work.locks.release()
 
-    async def resume(self) -> None:
+    async def resume(self, problem: Problem | None) -> None:
         """Take up a transaction that a dead agent left: its guard, what locks can be had, and the domain's name.
 
-        libvirt may not be up yet, or the domain gone: neither keeps staged files from being removed.
+        ``problem`` is why it will be undone; None where it will be redone. It is told from now on, so that nobody
+        commits what could not be taken up. libvirt may not be up yet, or the domain gone: neither keeps staged files
+        from being removed. What ``raise_guard`` raises leaves it as it was, to be resumed again.
         """
+        self.stuck = True
+        if problem is not None:
+            self._update(state="aborting", error=problem, lease_expires_at=None)
         try:
             self._work.name = (await self._tools.hypervisor.domain(self.request.vm)).name
         except (DomainNotFound, HypervisorUnavailable) as err:

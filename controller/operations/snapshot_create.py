@@ -45,7 +45,7 @@ async def run(job: Job) -> dict[str, Any]:
 async def _take(job: Job, wanted: Wanted) -> dict[str, Any]:
     snapshot = wanted.uuid or job.id_for("snapshot")
     end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=snapshot)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", end.promised())
     view = await transaction.prepare(job, end.transaction, _request(job, wanted, end))
     async with transaction.leased(job, view.id):
