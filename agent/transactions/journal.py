@@ -25,14 +25,23 @@ import msgspec
 
 from agent.errors import StorageFailed
 from agent.host import files
-from agent.transactions.model import HostFileRequest, Plan
+from agent.transactions.model import Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import DeleteRequest, RevertRequest, SnapshotRequest, Transaction
+from agent.wire.transaction import (
+    CloneRequest,
+    DeleteRequest,
+    RestoreRequest,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+)
 
 log = logging.getLogger(__name__)
 
 
-AnyRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
+#: Work on a domain that is there; a clone is not there yet.
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
+AnyRequest = DomainRequest | CloneRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

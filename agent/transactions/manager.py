@@ -1,6 +1,7 @@
 """The transactions of one host: begun once per id, committed or aborted, leased, and recovered after a crash."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
@@ -31,7 +32,6 @@ from agent.limits import Limits
 from agent.transactions.asked import require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
 from agent.transactions.survey import staging_dir
 from agent.web.checkpoint import Checkpoint, no_checkpoint
@@ -41,7 +41,10 @@ from agent.wire.host_file import FORMATS, HostFile, HostFileType
 from agent.wire.transaction import (
     DEFAULT_LEASE_S,
     ENDED,
+    CloneRequest,
     DeleteRequest,
+    HostFileRef,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -52,13 +55,16 @@ log = logging.getLogger(__name__)
 
 #: How often leases are looked at and held-up work is tried again.
 TICK_S = 1.0
+#: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
+ANSWER_AFTER_S = 20.0
 
 
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "host-file"]] = {
+KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
-    HostFileRequest: "host-file",
+    CloneRequest: "clone",
+    RestoreRequest: "restore",
 }
 
 
@@ -83,6 +89,7 @@ class Manager:
         self._known: dict[UUID, Running] = {}
         self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.answer_after_s = ANSWER_AFTER_S
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
@@ -99,9 +106,7 @@ class Manager:
     async def _recover(self, running: Running, entry: Entry) -> None:
         """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
         self._left[running.transaction.id] = entry
-        problem = entry.rollback
-        if problem is None and not entry.commit:
-            problem = AgentRestarted(id=running.transaction.id).problem()
+        problem = entry.rollback or (None if entry.commit else AgentRestarted(id=running.transaction.id).problem())
         async with running.lock:
             try:
                 await running.resume(problem)
@@ -120,22 +125,26 @@ class Manager:
     async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
         """Begin a transaction and answer when it is prepared; the same id and request answer the same again.
 
-        Raises InvalidRequest, DomainBusy, TransactionMismatch, and what preparing raises.
+        What takes longer than ``answer_after_s`` is answered with ``preparing`` and goes on. Raises InvalidRequest,
+        DomainBusy, TransactionMismatch, and what preparing raises.
         """
         known = self._known.get(id_)
         if known is not None:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
-            await known.settled.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
             return _outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
-        await self._own(self._prepare(running, request.lease_s))
+        preparing = self._spawn(self._prepare(running, request.lease_s))
+        if (await asyncio.wait([preparing], timeout=self.answer_after_s))[0]:
+            preparing.result()
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
         for other in self._known.values():
-            if other.request.vm == request.vm and other.transaction.state not in ENDED:
+            if _clash(other.request, request) and other.transaction.state not in ENDED:
                 seen = other.transaction
                 raise DomainBusy(
                     name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
@@ -226,11 +235,13 @@ class Manager:
                 await self._told(running)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
         running = self._running(id_)
+        if isinstance(running.request, CloneRequest):
+            running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
             await self._own(self._abort(running, Released(id=id_)))
@@ -259,9 +270,9 @@ class Manager:
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        request = HostFileRequest(
-            vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
+        sha256 = hashlib.sha256(data).hexdigest()
+        ref = HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
+        request = RestoreRequest(vm=vm, host_files=[ref])
         running = self._begin(uuid4(), request)
         await self._own(self._write(running, type_, data, if_match))
         found, _ = await self._tools.inventory.read_host_file(vm, type_)
@@ -347,8 +358,23 @@ class Manager:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let go of work. What failed is in its transaction, also where nobody waits for it any more."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.info("work-failed reason=%s", task.exception())
+
+
+def _clash(one: AnyRequest, other: AnyRequest) -> bool:
+    """Tell whether two transactions touch one domain. A clone only reads its source, but that must not be merged."""
+    return one.vm in _touched(other) or other.vm in _touched(one)
+
+
+def _touched(request: AnyRequest) -> set[UUID]:
+    return {request.vm, request.source} if isinstance(request, CloneRequest) else {request.vm}
 
 
 def _outcome(running: Running) -> Transaction:

@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from agent.wire.base import Answer, Request
+from agent.wire.clone import CloneOrigin
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFileType
 from agent.wire.vm import Disk, Firmware, VmState
@@ -91,7 +92,7 @@ class VmHostFile(Answer, kw_only=True, frozen=True):
 
 
 class Vm(Answer, kw_only=True, frozen=True):
-    """One VM. ``conflict`` names the hosts when more than one defines it."""
+    """One VM. ``conflict`` names the hosts when more than one defines it; ``clone`` is null unless it is one."""
 
     uuid: UUID
     name: str
@@ -104,6 +105,7 @@ class Vm(Answer, kw_only=True, frozen=True):
     current_snapshot: UUID | None
     disks: list[Disk]
     host_files: list[VmHostFile]
+    clone: CloneOrigin | None = None
 
     @classmethod
     def example(cls) -> "Vm":

@@ -9,7 +9,7 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -34,6 +34,7 @@
 from agent.web.errors import Error
 from controller.errors.conflict import (
     BackupFileOwned,
+    ClonesFailed,
     Conflict,
     FrozenFileHeld,
     HostBusy,
@@ -52,6 +53,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmExists,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -90,6 +92,7 @@ __all__ = [
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
+    "ClonesFailed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",
@@ -129,6 +132,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmExists",
     "VmNotFound",
     "VmNowhere",
 ]

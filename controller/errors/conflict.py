@@ -77,6 +77,19 @@ class VmBusy(Conflict):
     message = "VM {vm} has {count} operation(s) that have not ended; nothing was changed. Wait for them or cancel them"
 
 
+class VmExists(Conflict):
+    """The UUID given for a clone belongs to another VM."""
+
+    code, message = "vm-exists", "VM {name} has the UUID {vm}; nothing was changed. Use a new UUID"
+
+
+class ClonesFailed(Conflict):
+    """Some of several clones could not be made. ``clones`` names those that were, ``failed`` the others."""
+
+    code = "clones-failed"
+    message = "{count} of {total} clones could not be made: {reasons}. Of these nothing is left, the others stand"
+
+
 class SnapshotExists(Conflict):
     """The UUID given for a new snapshot is in use."""
 

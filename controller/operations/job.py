@@ -127,6 +127,10 @@ class Job:
         """Whether a commit may have been sent whose end is not in the records yet."""
         return bool(self._sealed - self._refuted - self._recorded)
 
+    def doubts(self, transaction: UUID) -> bool:
+        """Whether this transaction's commit may have been sent, and its end is not in the records yet."""
+        return transaction in self._sealed - self._refuted - self._recorded
+
     def is_sealed(self, transaction: UUID) -> bool:
         """Whether this transaction's commit may have been sent, now or before a restart."""
         return transaction in self._sealed

@@ -14,7 +14,7 @@ from agent.wire import fleet as wire
 from agent.wire.host import HostFacts
 from controller.db import write
 from controller.errors import HostBusy, HostExists, HostNotFound, HostUrlTaken
-from controller.models import Host, HostFile, Operation, Vm, VmDefinition, VolumeSnapshot
+from controller.models import Clone, Host, HostFile, Operation, Vm, VmDefinition, VolumeSnapshot
 from controller.store import events, operations, vms
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -88,7 +88,7 @@ def _rename(name: str, new: str) -> None:
         raise HostBusy(name=name, count=count)
     row: Any = Host.select().where(Host.name == name).dicts().get()
     Host.create(**{**row, "name": new})
-    for model in (Vm, VmDefinition, HostFile, VolumeSnapshot, Operation):
+    for model in (Vm, VmDefinition, HostFile, VolumeSnapshot, Clone, Operation):
         model.update(host=new).where(model.host == name).execute()
     Host.delete().where(Host.name == name).execute()
     vms.settle_all(new)

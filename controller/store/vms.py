@@ -8,10 +8,11 @@ from uuid import UUID
 import msgspec
 
 from agent.wire import fleet as wire
+from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Snapshot, Vm, VmDefinition, VolumeSnapshot
+from controller.models import BackupFile, Clone, Host, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -47,6 +48,14 @@ def record_one(host: str, vm: HostVm, at: datetime) -> None:
     with write():
         _define(host, vm)
         _settle(vm.uuid, at)
+
+
+def announce(uuid: UUID, name: str, host: str) -> None:
+    """Record a VM that this host has just made, before it has shown it; one that is known stays as it is."""
+    with write():
+        if Vm.get_or_none(Vm.uuid == uuid) is None:
+            there = Host.get_or_none(Host.name == host)
+            Vm.create(uuid=uuid, name=name, host=there, state="unknown", firmware="bios", disks=[])
 
 
 def get(uuid: UUID) -> wire.Vm:
@@ -155,6 +164,7 @@ def _remove(uuid: UUID) -> None:
     Snapshot.delete().where(Snapshot.vm == uuid).execute()
     VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
+    Clone.delete().where(Clone.vm == uuid).execute()
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()
     contents.sweep()
@@ -215,6 +225,7 @@ def _wires(rows: list[Vm]) -> list[wire.Vm]:
         for one in Snapshot.select(Snapshot.uuid, Snapshot.vm).where(Snapshot.vm.in_(uuids), Snapshot.current)
     }
     files = host_files.shown({row.uuid: row.host_id for row in rows})
+    origins = {one.vm: _origin(one) for one in Clone.select().where(Clone.vm.in_(uuids), Clone.state == "ready")}
     return [
         wire.Vm(
             uuid=row.uuid,
@@ -228,6 +239,18 @@ def _wires(rows: list[Vm]) -> list[wire.Vm]:
             current_snapshot=current.get(row.uuid),
             disks=msgspec.convert(row.disks, list[Disk]),
             host_files=files[row.uuid],
+            clone=origins.get(row.uuid),
         )
         for row in rows
     ]
+
+
+def _origin(row: Clone) -> CloneOrigin:
+    return CloneOrigin(
+        vm=row.source,
+        snapshot=row.snapshot,
+        mode=row.mode,
+        tpm=row.tpm,
+        started=row.started,
+        created_at=row.created_at,
+    )

@@ -77,6 +77,21 @@ def test_no_wait_prints_the_operation_as_it_is(fake: FakeController, coldframe: 
     assert msgspec.convert(done.json, Operation) == running()
 
 
+def test_clone_prints_the_vms_that_were_made(fake: FakeController, coldframe: Coldframe) -> None:
+    vm = Vm.example()
+    told = {"vm": str(vm.uuid), "name": "a\n", "mode": "full", "host_files": ["nvram"], "left_out": ["vdz"]}
+    ended = msgspec.structs.replace(OPERATION, kind="snapshot-clone", result={"clones": [told], "remarks": ["mind"]})
+    fake.answer("POST", f"{SNAPSHOT_PATH}/clone", ended, status=202)
+    fake.answer("GET", f"/v1/vms/{vm.uuid}", vm)
+    done = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a", "b", "--mode", "full", "--tpm", "copy", "--json")
+    assert msgspec.convert(done.json["items"], list[Vm]) == [vm]
+    asked = fake.sent("POST", f"{SNAPSHOT_PATH}/clone")
+    assert asked.body == {"names": ["a", "b"], "mode": "full", "tpm": "copy", "uuids": []}
+    assert "Idempotency-Key" in asked.headers
+    shown = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a").out
+    assert shown == f"a\\n ({vm.uuid}) is a full clone with a new TPM, if it has one\nLeft out: vdz\nmind\n"
+
+
 def test_revert_prints_the_operation_and_names_the_undo_point(fake: FakeController, coldframe: Coldframe) -> None:
     ended = msgspec.structs.replace(OPERATION, kind="snapshot-revert", result={"undo_point": str(UUID(int=1))})
     fake.answer("POST", f"{SNAPSHOT_PATH}/revert", ended, status=202)
