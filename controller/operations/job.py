@@ -66,6 +66,8 @@ class Job:
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
     cancelled: bool = False
+    #: Wakes the engine for operations that this one has queued.
+    nudge: Callable[[], None] = lambda: None
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
     stoppable: bool = False
 
