@@ -37,17 +37,13 @@ async def read(path: Path, target: str, size_bytes: int, named: str | None) -> A
 
 
 def _open(path: Path) -> int:
-    try:
+    with files.storage("reading", path):
         return files.open_regular(path)
-    except OSError as err:
-        raise files.failure("reading", path, err) from err
 
 
 def _read(descriptor: int, path: Path, at: int, count: int) -> bytes:
-    try:
+    with files.storage("reading", path):
         return os.pread(descriptor, count, at)
-    except OSError as err:
-        raise files.failure("reading", path, err) from err
 
 
 def _renamed(path: Path, target: str, piece: bytes, named: str) -> bytes:
@@ -79,12 +75,10 @@ class NewImage:
         self._path = path
         self._digest = hashlib.sha256()
         self.size_bytes = 0
-        try:
+        with files.storage("creating", path):
             path.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, 0o600)
-        except OSError as err:
-            raise files.failure("creating", path, err) from err
 
     def __enter__(self) -> Self:
         return self
@@ -98,15 +92,13 @@ class NewImage:
         """Append. Raises NoSpace, StorageFailed."""
         self._digest.update(data)
         view = memoryview(data)
-        try:
+        with files.storage("writing", self._path, len(data)):
             while view:
                 part = view[: _HOLE_BYTES - self.size_bytes % _HOLE_BYTES]
                 if part != _ZEROS[: len(part)]:
                     self._write_at(part)
                 self.size_bytes += len(part)
                 view = view[len(part) :]
-        except OSError as err:
-            raise files.failure("writing", self._path, err, len(data)) from err
 
     def _write_at(self, part: memoryview) -> None:
         done = 0
@@ -115,10 +107,8 @@ class NewImage:
 
     def finish(self) -> str:
         """Make it durable, and return its SHA-256."""
-        try:
+        with files.storage("writing", self._path):
             os.ftruncate(self._descriptor, self.size_bytes)
             os.fsync(self._descriptor)
-        except OSError as err:
-            raise files.failure("writing", self._path, err) from err
         files.fsync_directory(self._path.parent)
         return self._digest.hexdigest()

@@ -144,11 +144,10 @@ async def _(step: PlaceImage, work: Work) -> None:
 def _judge(step: ReceiveImage, staged: Path) -> None:
     """Raise ImageRefused for an image that is not what an export of ours gives."""
     try:
-        header = qcow2.read_header(staged)
+        with files.storage("reading", staged):
+            header = qcow2.read_header(staged)
     except qcow2.Qcow2Error as err:
         raise _refused(step, err.reason) from err
-    except OSError as err:
-        raise files.failure("reading", staged, err) from err
     if header.backing != step.named or (step.named is not None and header.backing_format != "qcow2"):
         found = f"{header.backing!r} ({header.backing_format})"
         raise _refused(step, f"its header names the backing file {found} where {step.named!r} belongs")
@@ -167,11 +166,9 @@ def _refused(step: ReceiveImage, reason: str) -> ImageRefused:
 
 def _give(staged: Path, directory: Path) -> None:
     """Give an image to whom the directory belongs; where libvirt labels images itself, it does so at each start."""
-    try:
+    with files.storage("setting the owner of", staged):
         facts = directory.stat()
         os.chown(staged, facts.st_uid, facts.st_gid, follow_symlinks=False)
-    except OSError as err:
-        raise files.failure("setting the owner of", staged, err) from err
 
 
 def _place(staged: Path, path: Path) -> None:

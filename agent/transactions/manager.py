@@ -29,7 +29,7 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.running import Running, Tools
@@ -45,12 +45,8 @@ from agent.wire.transaction import (
     DeleteRequest,
     ExportRequest,
     HostFileRef,
-    ImportRequest,
     RestoreRequest,
-    RevertRequest,
-    SnapshotRequest,
     Transaction,
-    TransactionKind,
     TransactionRequest,
 )
 
@@ -60,17 +56,6 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 #: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
 ANSWER_AFTER_S = 20.0
-
-
-KINDS: dict[type[AnyRequest], TransactionKind] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    CloneRequest: "clone",
-    ExportRequest: "export",
-    ImportRequest: "import",
-    RestoreRequest: "restore",
-}
 
 
 class Manager:
@@ -92,6 +77,7 @@ class Manager:
         self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
+        self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self.answer_after_s = ANSWER_AFTER_S
 
@@ -108,12 +94,17 @@ class Manager:
                 await self._recover(running, entry)
 
     async def _recover(self, running: Running, entry: Entry) -> None:
+        """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
+        self._left[running.transaction.id] = entry
+        problem = entry.rollback or (None if entry.commit else AgentRestarted(id=running.transaction.id).problem())
         async with running.lock:
             try:
-                await running.resume()
-                if entry.rollback or not entry.commit:
-                    await running.undo(entry.rollback or AgentRestarted(id=running.transaction.id).problem())
-                elif await running.was_overtaken():
+                await running.resume(problem)
+                overtaken = problem is None and await running.was_overtaken()
+                del self._left[running.transaction.id]
+                if problem is not None:
+                    await running.undo(problem)
+                elif overtaken:
                     await running.roll_back(DomainRunning(name=running.name).problem())
                 else:
                     await running.finish()
@@ -143,7 +134,7 @@ class Manager:
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
         for other in self._known.values():
-            if _clash(other.request, request) and other.transaction.state not in ENDED:
+            if clash(other.request, request) and other.transaction.state not in ENDED:
                 seen = other.transaction
                 raise DomainBusy(
                     name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
@@ -216,11 +207,10 @@ class Manager:
                 await self._told(running)
                 raise LeaseExpired(id=id_)
             await running.commit()
-        work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
-            self._spawn(work)
+            self._spawn(self._finish_unattended(running))
         else:
-            await self._own(work)
+            await self._own(self._finish(running))
         return running.transaction
 
     async def _finish(self, running: Running) -> None:
@@ -232,6 +222,13 @@ class Manager:
                 log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
             finally:
                 await self._told(running)
+
+    async def _finish_unattended(self, running: Running) -> None:
+        """Finish where nobody waits: what goes wrong is in the transaction or, if not even that, tried again."""
+        try:
+            await self._finish(running)
+        except Error as err:
+            log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
 
     async def abort(self, id_: UUID) -> Transaction:
         """Undo a transaction that is not committed; an aborted one answers the same. Copying that stages is broken off.
@@ -302,19 +299,32 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that has not ended and that nobody is at work on."""
+        """Look once at every transaction that nobody is at work on and that has something left to do."""
         for running in list(self._known.values()):
-            state = running.transaction.state
-            if running.lock.locked() or state in ENDED:
+            if running.lock.locked():
                 continue
             try:
-                if state == "prepared" and running.lease_is_over():
-                    await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
-                elif running.stuck:
-                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
-                    await self._own(again)
+                await self._look(running)
             except Error as err:
                 log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    async def _look(self, running: Running) -> None:
+        state = running.transaction.state
+        if running.unclean and state in ENDED:
+            await self._own(self._tidy(running))
+        elif state == "prepared" and running.lease_is_over():
+            await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+        elif running.stuck and state not in ENDED:
+            await self._own(self._again(running))
+
+    def _again(self, running: Running) -> Coroutine[Any, Any, None]:
+        if (left := self._left.get(running.transaction.id)) is not None:
+            return self._recover(running, left)
+        return self._finish(running) if running.transaction.state == "committing" else self._retry_undo(running)
+
+    async def _tidy(self, running: Running) -> None:
+        async with running.lock:
+            await running.tidy()
 
     async def _retry_undo(self, running: Running) -> None:
         async with running.lock:
@@ -361,15 +371,6 @@ class Manager:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("work-failed reason=%s", task.exception())
-
-
-def _clash(one: AnyRequest, other: AnyRequest) -> bool:
-    """Tell whether two transactions touch one domain. A clone only reads its source, but that must not be merged."""
-    return one.vm in _touched(other) or other.vm in _touched(one)
-
-
-def _touched(request: AnyRequest) -> set[UUID]:
-    return {request.vm, request.source} if isinstance(request, CloneRequest) else {request.vm}
 
 
 def _outcome(running: Running) -> Transaction:

@@ -86,6 +86,7 @@ class Running:
         self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
         self._final = False  # a deletion has begun to move or write to frozen files, and goes on
         self._merging: list[asyncio.Task[None]] = []
+        self.unclean = entry.unclean  # ended, and something to be removed is still there: tried again until it is gone
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
@@ -263,19 +264,28 @@ class Running:
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
 
-        The work stands, so nothing here fails it: a file that will not go is named in the log.
+        The work stands, so nothing here fails it: a file that will not go is named in the log and tried again.
         """
         gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
         kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
-        for step in [] if kept else flat(self.plan.clean):
-            await self._tolerate(self._step(step))
+        chores = [] if kept else flat(self.plan.clean)
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in chores])
         await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
 
-    async def _tolerate(self, chore: Awaitable[None]) -> None:
+    async def tidy(self) -> None:
+        """Try again to remove what an ended transaction left, all of it under names of its own."""
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in flat(self.plan.clean)])
+        if not self.unclean:
+            await self._record(records.Ended(transaction=self.transaction))
+
+    async def _tolerate(self, chore: Awaitable[None]) -> bool:
+        """Do what must not fail the work, and tell whether it could be done."""
         try:
             await chore
         except Error as err:
             log.warning("chore-failed transaction=%s reason=%s", self.transaction.id, err)
+            return False
+        return True
 
     async def undo(self, problem: Problem) -> None:
         """Undo every step, last first, whether or not it was done, and end as aborted.
@@ -299,7 +309,7 @@ class Running:
         ended = msgspec.structs.replace(
             self.transaction, state=state, error=problem, ended_at=utc_now(), lease_expires_at=None
         )
-        await self._record(records.Ended(transaction=ended))
+        await self._record(records.Ended(transaction=ended, unclean=self.unclean))
         await self._at("drop-guard", asyncio.to_thread, self.let_go)
         self.transaction = ended  # told only now: whoever hears of the end may start the domain
         self.stuck = False
@@ -311,11 +321,16 @@ class Running:
             self._tools.guards.drop(self.request.vm, self.transaction.id)
         self._work.locks.release()
 
-    async def resume(self) -> None:
+    async def resume(self, problem: Problem | None) -> None:
         """Take up a transaction that a dead agent left: its guard, what locks can be had, and the domain's name.
 
-        libvirt may not be up yet, or the domain gone: neither keeps staged files from being removed.
+        ``problem`` is why it will be undone; None where it will be redone. It is told from now on, so that nobody
+        commits what could not be taken up. libvirt may not be up yet, or the domain gone: neither keeps staged files
+        from being removed. What ``raise_guard`` raises leaves it as it was, to be resumed again.
         """
+        self.stuck = True
+        if problem is not None:
+            self._update(state="aborting", error=problem, lease_expires_at=None)
         try:
             self._work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
         except (DomainNotFound, HypervisorUnavailable) as err:
@@ -371,7 +386,8 @@ class Running:
             await self._at(step.name, steps.do, step, self._work)
 
     async def _at(self, name: str, action: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Act between two points at which a test can stop the world."""
+        """Act between two points at which a test can stop the world; an ``OSError`` becomes one of our errors."""
         self._tools.checkpoint(f"before {name}")
-        await action(*args, **kwargs)
+        with files.storage(name):
+            await action(*args, **kwargs)
         self._tools.checkpoint(f"after {name}")

@@ -78,10 +78,9 @@ class Transfers:
 
 
 def _sent(image: SendImage) -> SentImage:
-    try:
-        size = Path(image.path).stat().st_size
-    except OSError as err:
-        raise files.failure("reading", Path(image.path), err) from err
+    path = Path(image.path)
+    with files.storage("reading", path):
+        size = path.stat().st_size
     return SentImage(
         target=image.target,
         position=image.position,

@@ -5,7 +5,7 @@
     Error
     ├── NotFound                     404
     │   ├── HostNotFound  VmNotFound  SnapshotNotFound  BackupFileNotFound  HostFileNotHeld
-    │   ├── OperationNotFound  TokenNotFound
+    │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
@@ -13,7 +13,7 @@
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
-    │   └── TokenExists
+    │   └── TokenExists  RetentionDisabled
     ├── HostUnreachable              502
     │   ├── HostTimeout              504
     │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
@@ -53,6 +53,7 @@ from controller.errors.conflict import (
     OperationCancelled,
     OperationNotCancellable,
     OwnerReserved,
+    RetentionDisabled,
     SnapshotBusy,
     SnapshotExists,
     SnapshotPartlyDeleted,
@@ -82,6 +83,7 @@ from controller.errors.missing import (
     HostNotFound,
     NotFound,
     OperationNotFound,
+    RetentionPolicyNotFound,
     SnapshotNotFound,
     TokenNotFound,
     VmNotFound,
@@ -130,6 +132,8 @@ __all__ = [
     "OperationNotFound",
     "OutcomeUnknown",
     "OwnerReserved",
+    "RetentionDisabled",
+    "RetentionPolicyNotFound",
     "SnapshotArchiveRefused",
     "SnapshotBusy",
     "SnapshotExists",
