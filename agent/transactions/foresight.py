@@ -17,10 +17,9 @@ from agent.errors import (
     LeaseExpired,
     TransactionEnded,
     TransactionMismatch,
-    TransactionNotFound,
 )
+from agent.transactions import surveyors
 from agent.transactions.asked import KINDS, require_sense
-from agent.transactions.clone import CloneSurveyor
 from agent.transactions.describe import planned_steps, total_bytes
 from agent.transactions.journal import AnyRequest, DomainRequest
 from agent.transactions.locks import Looks
@@ -29,11 +28,12 @@ from agent.transactions.model import flat
 from agent.transactions.running import Running
 from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.steps import require_receivable
-from agent.transactions.survey import Survey, Surveyor
+from agent.transactions.survey import Survey
+from agent.transactions.transfers import awaited
 from agent.web.errors import Error
 from agent.wire.host_file import HostFileType
 from agent.wire.plan import Plan, PlannedStep, planned
-from agent.wire.transaction import CloneRequest, TransactionRequest
+from agent.wire.transaction import TransactionRequest
 
 _DROP_GUARD = PlannedStep(action="drop-guard", name="let the domain start again")
 _ACCEPT_BLANK = PlannedStep(action="accept-blank", name="let the next start through without its host files")
@@ -55,32 +55,20 @@ class Foresight:
             steps = planned_steps(known.plan.steps())
             return _of(known, steps, notes=[f"it was begun already and is {state}: nothing more would be done"])
         require_sense(request)
-        if isinstance(request, CloneRequest):
-            return await self._clone(id_, request)
         _, plan = await self._look(id_, request)
         return plan
-
-    async def _clone(self, id_: UUID, request: CloneRequest) -> Plan:
-        """Plan a clone. Raises what its survey raises: a clone has no state of its own to object to."""
-        held_up = await asyncio.to_thread(self._held_up, request, request.name)
-        tools = self._manager.tools
-        work = tools.work_on(request.vm, Looks(idle=False), lambda _step, _bytes: None)
-        work.name = request.name
-        found = await CloneSurveyor(id_, request, work, tools.limits).survey()
-        steps, problems = planned_steps(found.plan.steps()), [err.problem() for err in held_up]
-        return planned("clone", steps, problems, vm=request.vm, bytes_to_move=total_bytes(found.plan))
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> Plan:
         """Plan the replacement of one host file. Raises PreconditionFailed, DomainNotFound, HostFileNotFound."""
         await self._manager.require_version(vm, type_, if_match)
         found, plan = await self._look(uuid4(), host_file_request(vm, type_, data))
         for step in found.plan.receive:
-            await asyncio.to_thread(require_receivable, step, data, found.domain.name)
+            await asyncio.to_thread(require_receivable, step, data, str(vm))
         return plan
 
     async def upload(self, id_: UUID, type_: HostFileType, data: bytes, announced: str) -> Plan:
         """Plan the staging of one host file of a revert. Raises HashMismatch, HostFileNotFound, TransactionEnded."""
-        running = self._running(id_)
+        running = self._manager.running(id_)
         found = hashlib.sha256(data).hexdigest()
         if found != announced:
             raise HashMismatch(type=type_, found=found, expected=announced)
@@ -91,9 +79,15 @@ class Foresight:
         await asyncio.to_thread(require_receivable, steps[0], data, running.name)
         return _of(running, planned_steps(steps))
 
+    def receive_image(self, id_: UUID, target: str, position: int) -> Plan:
+        """Plan the staging of one image of an import; its bytes are judged when they come. Raises ImageNotFound."""
+        running = self._manager.running(id_)
+        require_prepared(running)
+        return _of(running, planned_steps([awaited(running, target, position)]))
+
     async def commit(self, id_: UUID) -> Plan:
         """Plan what commit does. Raises TransactionEnded, LeaseExpired, HostFileNotUploaded."""
-        running = self._running(id_)
+        running = self._manager.running(id_)
         if running.transaction.state in ("committing", "committed"):
             return _of(running, [], notes=[f"it is {running.transaction.state} already"])
         require_prepared(running)
@@ -105,11 +99,11 @@ class Foresight:
 
     def abort(self, id_: UUID) -> Plan:
         """Plan what abort undoes. Raises TransactionEnded."""
-        return self._undoing(self._running(id_))
+        return self._undoing(self._manager.running(id_))
 
     def renew(self, id_: UUID) -> Plan:
         """Plan a longer lease. Raises TransactionEnded."""
-        running = self._running(id_)
+        running = self._manager.running(id_)
         require_prepared(running)
         return _of(running, [PlannedStep(action="renew", name="count the lease anew")])
 
@@ -127,12 +121,6 @@ class Foresight:
         """Plan the mark that lets one start through."""
         return planned("accept-blank", [_ACCEPT_BLANK], [], vm=vm)
 
-    def _running(self, id_: UUID) -> Running:
-        running = self._manager.find(id_)
-        if running is None:
-            raise TransactionNotFound(id=id_)
-        return running
-
     def _undoing(self, running: Running) -> Plan:
         state = running.transaction.state
         if state == "aborted":
@@ -145,18 +133,22 @@ class Foresight:
         ]
         return _of(running, [*undone, _DROP_GUARD])
 
-    async def _look(self, id_: UUID, request: DomainRequest) -> tuple[Survey, Plan]:
+    async def _look(self, id_: UUID, request: AnyRequest) -> tuple[Survey, Plan]:
         """Survey without locks; the objections to the domain's state come first, each once."""
         tools = self._manager.tools
-        state = await tools.hypervisor.domain(request.vm)
-        objections = await asyncio.to_thread(self._held_up, request, state.name)
-        work = tools.work_on(request.vm, Looks(idle=state.active or bool(objections)), lambda _step, _bytes: None)
-        work.name = state.name
-        found = await Surveyor(id_, request, work, tools.limits, raised := list[Error]()).survey()
+        name = await surveyors.name_of(request, tools.hypervisor)
+        objections = await asyncio.to_thread(self._held_up, request, name)
+        idle = bool(objections) or (isinstance(request, DomainRequest) and await self._runs(request.vm))
+        work = tools.work_on(request.vm, Looks(idle=idle), lambda _step, _bytes: None)
+        work.name = name
+        found = await surveyors.survey(id_, request, work, tools.limits, raised := list[Error]())
         problems = {str(err): err.problem() for err in (*objections, *raised)}
         steps = planned_steps(found.plan.steps())
         more = {"vm": request.vm, "bytes_to_move": total_bytes(found.plan), "notes": _notes(found)}
         return found, planned(KINDS[type(request)], steps, list(problems.values()), **more)
+
+    async def _runs(self, vm: UUID) -> bool:
+        return (await self._manager.tools.hypervisor.domain(vm)).active
 
     def _held_up(self, request: AnyRequest, name: str) -> list[Error]:
         """Return what a guard or a start would refuse. Blocks for microseconds."""

@@ -23,7 +23,7 @@ def outcome(running: Running) -> Transaction:
 
 
 def require_prepared(running: Running) -> None:
-    """Raise TransactionEnded or Recorded for a transaction that is not waiting for commit."""
+    """Raise what ended a transaction, or TransactionEnded, where nothing can be handed over to it or fetched."""
     if running.transaction.state != "prepared":
         outcome(running)
         raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)

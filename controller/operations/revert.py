@@ -80,7 +80,7 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     uploads = {} if wanted.volumes is not None else await job.db.run(_bytes_of, group)
     end = _ending(job, wanted)
     request = build_request(job, wanted, group, end, await _held(job, wanted))
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), _HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
