@@ -131,6 +131,15 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
     with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
     """
     with write():
+        vm = require_forgettable(uuid, but)
+        _remove(uuid)
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
+    return vm
+
+
+def require_forgettable(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+    """Return a VM that may be forgotten now. Raises VmNotFound, VmBusy, SnapshotProtected."""
+    with read():
         vm = get(uuid)
         count = operations.open_count(vm=uuid, but=but)
         if count:
@@ -138,8 +147,6 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
         protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
         if protected is not None:
             raise SnapshotProtected(snapshot=protected.uuid)
-        _remove(uuid)
-        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
     return vm
 
 
@@ -165,6 +172,8 @@ def _remove(uuid: UUID) -> None:
     VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
     Clone.delete().where(Clone.vm == uuid).execute()
+    # A clone of it whose end nobody learned: no operation will ask any more, and its host shows whether it was made.
+    Clone.delete().where(Clone.source == uuid, Clone.state == "creating").execute()
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()
     contents.sweep()
