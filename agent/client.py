@@ -14,8 +14,6 @@ well before); a long poll has its own ``wait_s`` plus ``read_s``.
 import asyncio
 import hashlib
 import io
-import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,9 +23,9 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
-from aiohttp.client_exceptions import UnixClientConnectorError
 
 from agent.web.checkpoint import Checkpoint, no_checkpoint
+from agent.web.connecting import reason_of, watched_socket
 from agent.web.errors import Error
 from agent.wire.base import Page
 from agent.wire.event import HostEvents
@@ -337,7 +335,7 @@ class AgentClient:
         except TimeoutError as err:
             raise AgentUnreachable(url=self.url, reason=f"no answer to {method} {path} in time") from err
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as err:
-            raise AgentUnreachable(url=self.url, reason=_reason(err)) from err
+            raise AgentUnreachable(url=self.url, reason=reason_of(err)) from err
 
     def _open(self) -> aiohttp.ClientSession:
         """Return the session, made at the first call: it belongs to the loop that runs then."""
@@ -346,7 +344,7 @@ class AgentClient:
             if self._unix_path is not None:
                 connector = aiohttp.UnixConnector(self._unix_path)
             else:
-                connector = aiohttp.TCPConnector(ssl=self._pin or True, socket_factory=_watched_socket)
+                connector = aiohttp.TCPConnector(ssl=self._pin or True, socket_factory=watched_socket)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, auto_decompress=False)
         return self._session
 
@@ -368,35 +366,6 @@ class AgentClient:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise AgentUnreachable(url=self.url, reason=f"the answer cannot be read: {err}") from err
-
-
-def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Make a socket that notices a cut network while it waits for an answer (tcp(7)), and not only at the deadline.
-
-    Probes go out after 5 s of silence, every 2 s; after 11 s without any answer, or with data on the way for so
-    long, the connection is broken.
-    """
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        (socket.TCP_KEEPIDLE, 5),
-        (socket.TCP_KEEPINTVL, 2),
-        (socket.TCP_KEEPCNT, 3),
-        (socket.TCP_USER_TIMEOUT, 11_000),
-    ):
-        made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
-
-
-def _reason(err: Exception) -> str:
-    """Say why there was no answer; aiohttp's own text for a failed connection speaks of TLS where there is none."""
-    if isinstance(err, aiohttp.ClientSSLError) or not isinstance(err, aiohttp.ClientConnectorError):
-        return str(err) or type(err).__name__
-    where = err.path if isinstance(err, UnixClientConnectorError) else f"{err.host}:{err.port}"
-    number = err.os_error.errno or 0
-    # getaddrinfo's own numbers are negative; asyncio's text for a refused connection names the address once more.
-    return f"{where}: {os.strerror(number) if number > 0 else err.os_error.strerror or err.os_error}"
 
 
 def _sha256(data: bytes) -> str:
