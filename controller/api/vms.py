@@ -117,7 +117,7 @@ class VmRoutes:
         if query.disks:
             uuid = await self._db.run(_require_forgettable, call, vm)
             await remove_disks(self._db, self._hosts, uuid)
-        return await self._db.run(_forget, call, vm)
+        return await self._db.run(_forget, call, vm, query.disks)
 
     async def volumes(self, call: Call, vm: str, query: PageQuery) -> Page[VmVolume]:
         """List a VM's volumes with the chain of each: files, sizes and whose frozen file each is."""
@@ -159,10 +159,10 @@ def _require_forgettable(call: Call, text: str) -> UUID:
         return vms.require_forgettable(uuid).uuid
 
 
-def _forget(call: Call, text: str) -> Vm:
+def _forget(call: Call, text: str, disks_gone: bool) -> Vm:
     with write():
         uuid = vms.resolve(text)
-        return change(call, f"VM {text}", partial(vms.get, uuid), partial(vms.forget, uuid))
+        return change(call, f"VM {text}", partial(vms.get, uuid), partial(vms.forget, uuid, disks_gone=disks_gone))
 
 
 def _volumes(text: str) -> list[VmVolume]:
