@@ -67,7 +67,7 @@ def routes_of(works: Works) -> list[Route]:
         *HealthRoutes(db, VERSION).routes(),
         *HostRoutes(db).routes(),
         *EnrolmentRoutes(works.hosts).routes(),
-        *VmRoutes(db).routes(),
+        *VmRoutes(db, works.hosts).routes(),
         *SnapshotRoutes(db).routes(),
         *ActionRoutes(engine).routes(),
         *VerifyRoutes(engine).routes(),

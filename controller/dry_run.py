@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from agent.client import AgentClient
+from agent.client.planning import PlanningClient
 from agent.web.call import Call
 from agent.web.errors import Error
 from agent.web.routes import Route
@@ -43,10 +44,18 @@ class RehearsedHosts(Hosts):
     def __init__(self, real: Hosts, db: Database) -> None:
         super().__init__(db, real.timeouts)
         self._real = real
+        self._planning: dict[str, PlanningClient] = {}
 
     def client(self, name: str) -> AgentClient:
-        """Return a host's client. Raises HostNotFound."""
-        return self._real.client(name)
+        """Return a client that changes nothing. Raises HostNotFound."""
+        if name not in self._planning:
+            self._planning[name] = PlanningClient(self._real.client(name))
+        return self._planning[name]
+
+    @property
+    def steps(self) -> list[PlannedStep]:
+        """What hosts were told to do besides operations."""
+        return [step for client in self._planning.values() for step in client.steps]
 
     async def _connect(self, name: str) -> None:
         """Do nothing: a host that would be added is not asked again."""
@@ -133,7 +142,7 @@ class _Rehearser:
         await self._handler(Works(rehearsal, hosts, engine))(call, **arguments)
         if engine.plan is not None:
             return engine.plan
-        return planned(self.route.name, _or_nothing(await rehearsal.effects()), [])
+        return planned(self.route.name, _or_nothing([*hosts.steps, *await rehearsal.effects()]), [])
 
     def _handler(self, works: Works) -> Callable[..., Any]:
         return next(one.handler for one in self.routes_of(works) if one.name == self.route.name)

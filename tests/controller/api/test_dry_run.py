@@ -13,9 +13,10 @@ from agent.web.application import ROUTES
 from agent.wire.base import utc_now
 from controller.app import make_app
 from controller.config import Config
+from controller.dry_run import RehearsedHosts
 from controller.models import Record
 from controller.operations.kinds import KINDS, PLANS
-from controller.store import operations, snapshots, tokens
+from controller.store import operations, snapshots, tokens, vms
 from tests.controller.fake_agent import TOKEN
 from tests.controller.world import HOST, World, world
 from tests.web.conformance import Conformance
@@ -210,3 +211,24 @@ async def test_a_key_that_was_used_says_so(api: Driver) -> None:
     _, operation = await api.call("POST", "/v1/vms/win11/sync?wait=20", Idempotency_Key="again")
     plan = await api.plan("POST", "/v1/vms/win11/sync", Idempotency_Key="again")
     assert operation["uuid"] in plan["notes"][0]
+
+
+async def test_the_disks_of_a_forgotten_vm_are_planned_and_stay(api: Driver) -> None:
+    one = api.one
+    await one.snapshot()
+    del one.agent.vms[one.vm.uuid]
+    await one.db.run(vms.record_inventory, HOST, [], utc_now())
+    plan = await api.plan("DELETE", f"/v1/vms/{one.vm.uuid}?disks=true")
+    assert plan["would"] == "succeed", plan
+    assert {step["path"] for step in plan["steps"] if step["action"] == "remove-image"} == set(one.agent.files)
+    one.agent.vms[one.vm.uuid] = one.vm
+    plan = await api.plan("DELETE", f"/v1/vms/{one.vm.uuid}?disks=true")
+    assert [told["code"] for told in plan["refusals"]] == ["disks-not-removed"]
+
+
+async def test_a_handler_that_would_change_a_host_in_a_dry_run_cannot(api: Driver) -> None:
+    client = RehearsedHosts(api.one.hosts, api.one.db).client(HOST)
+    with pytest.raises(TypeError, match="a dry run must not send"):
+        await client.release(api.one.vm.uuid)
+    assert api.one.agent.calls[-1:] != ["POST /v1/vms/{vm}/release"]
+    assert (await client.vm(api.one.vm.uuid)).name == "win11"
