@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import io
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -112,16 +113,19 @@ class AgentClient:
         *,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
-        self.url = url.rstrip("/")
         self._timeouts = timeouts or Timeouts()
-        self._headers = {"Authorization": f"Bearer {token}"}
-        self._pin = None if fingerprint is None else _pin(fingerprint)
         self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
         self._checkpoint = checkpoint
+        self._aim(url, token, fingerprint)
+
+    def _aim(self, url: str, token: str, fingerprint: str | None) -> None:
+        self._pin = None if fingerprint is None else _pin(fingerprint)
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"}
         unix = self.url.startswith("unix://")
         self._base = "http://agent" if unix else self.url
         self._unix_path = self.url.removeprefix("unix://") if unix else None
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,6 +138,11 @@ class AgentClient:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    async def move(self, url: str, token: str, fingerprint: str | None = None) -> None:
+        """Use another address from the next call on. Calls under way end as AgentUnreachable: repeat them."""
+        self._aim(url, token, fingerprint)
+        await self.close()
 
     async def host(self, controller: str | None = None) -> HostFacts:
         """Return the host's facts; with ``controller`` (an address) the route towards it too."""
@@ -329,7 +338,7 @@ class AgentClient:
             if self._unix_path is not None:
                 connector = aiohttp.UnixConnector(self._unix_path)
             else:
-                connector = aiohttp.TCPConnector(ssl=self._pin or True)
+                connector = aiohttp.TCPConnector(ssl=self._pin or True, socket_factory=_watched_socket)
             self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, auto_decompress=False)
         return self._session
 
@@ -351,6 +360,25 @@ class AgentClient:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise AgentUnreachable(url=self.url, reason=f"the answer cannot be read: {err}") from err
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket that notices a cut network while it waits for an answer (tcp(7)), and not only at the deadline.
+
+    Probes go out after 5 s of silence, every 2 s; after 11 s without any answer, or with data on the way for so
+    long, the connection is broken.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 5),
+        (socket.TCP_KEEPINTVL, 2),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, 11_000),
+    ):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _reason(err: Exception) -> str:

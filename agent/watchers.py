@@ -70,6 +70,8 @@ class Watchers:
             else:
                 data = {} if event.old_name is None else {"old_name": event.old_name}
                 await self._append(f"vm.{event.kind}", event, data)
+                if event.kind == "renamed":
+                    await self._note([event.uuid])
 
     async def watch_domains(self) -> None:
         """Look at the host files of every domain now, and again whenever libvirt was away and is back."""

@@ -22,7 +22,7 @@ from agent.wire.vm import HostVm
 from controller.db import Database, write
 from controller.errors import DatabaseFailed, HostNotFound, VmNotFound
 from controller.hosts import Hosts
-from controller.store import events, groups, host_files, hosts, operations, vms
+from controller.store import clones, events, groups, host_files, hosts, operations, vms
 
 log = logging.getLogger("coldframe.hosts")
 
@@ -119,7 +119,8 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
     with write():
         hosts.seen(host, facts, at)
         vms.record_inventory(host, found, at)
-        unsettled = [vm for vm in groups.unsettled_vms(host) if operations.open_count(vm=vm, parked=False) == 0]
+        waiting = {*groups.unsettled_vms(host), *clones.unsettled_vms(host)}
+        unsettled = [vm for vm in sorted(waiting) if operations.open_count(vm=vm, parked=False) == 0]
         for vm in unsettled:
             operations.enqueue("vm-sync", vm, host, {})
     return len(unsettled)

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
 from agent.client import AgentClient, AgentProblem, AgentUnreachable, Timeouts
+from agent.web.auth import Secret
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import InvalidRequest
 from agent.web.log import kv
@@ -17,8 +20,9 @@ from agent.wire.base import utc_now
 from agent.wire.host import HostFacts
 from agent.wire.vm import HostVm
 from controller.db import Database, write
-from controller.errors import AgentRefusedToken, HostNotFound, HostUnreachable
+from controller.errors import AgentRefusedToken, HostIsAnother, HostNotFound, HostUnreachable
 from controller.store import hosts, vms
+from controller.store.hosts import Endpoint
 
 log = logging.getLogger("coldframe.hosts")
 
@@ -73,31 +77,40 @@ class Hosts:
 
         Raises InvalidRequest, HostExists, HostUrlTaken, HostUnreachable, AgentRefusedToken; nothing is recorded then.
         """
-        check_url(body.url)
-        try:
-            client = AgentClient(
-                body.url, body.agent_token, body.fingerprint, self._timeouts, checkpoint=self._checkpoint
-            )
-        except ValueError as err:
-            reason = "expected a SHA-256 in hexadecimal, with or without colons"
-            raise InvalidRequest(where="body.fingerprint", reason=reason) from err
-        try:
+        async with self._asked(body.name, body.url, body.agent_token, body.fingerprint) as client:
             facts = await client.host()
             found = await client.vms()
-        except AgentUnreachable as err:
-            raise HostUnreachable(name=body.name, reason=err.facts["reason"]) from err
-        except AgentProblem as err:
-            if err.answer.status in {401, 403}:
-                raise AgentRefusedToken(name=body.name, url=body.url) from err
-            raise
-        finally:
-            await client.close()
         await self.db.run(_enroll, body, facts, found, utc_now())
         await self._connect(body.name)
-        if self.follow is not None:
-            self._followers[body.name] = self.follow(body.name)
+        self._follow_again(body.name)
         log.info(kv("host-added", host=body.name, url=body.url))
         return await self.db.run(hosts.get, body.name)
+
+    async def change(self, name: str, body: wire.ChangeHost, require: Callable[[], object]) -> wire.Host:
+        """Use another address, token or certificate of an enrolled agent, or give the host another name.
+
+        ``require`` runs on the database's thread before anything is changed. Work under way goes on at the new
+        address; a host with such work is not renamed. Raises InvalidRequest, HostNotFound, HostExists, HostBusy,
+        HostUrlTaken, HostUnreachable, AgentRefusedToken, HostIsAnother; nothing is changed then.
+        """
+        await self.db.run(require)
+        before = await self.db.run(hosts.endpoint, name)
+        after = _changed(before, body)
+        if after != replace(before, name=after.name):
+            known, seen = await self.db.run(hosts.cursor, name)
+            async with self._asked(name, after.url, after.token.reveal(), after.fingerprint) as client:
+                page = await client.events(seen)
+            if known not in {None, page.log}:
+                raise HostIsAnother(name=name, url=after.url)
+        await self._unfollow(name)
+        try:
+            await self.db.run(hosts.change, name, after)
+            self._clients[after.name] = client = self._clients.pop(name)
+            await client.move(after.url, after.token.reveal(), after.fingerprint)
+        finally:
+            self._follow_again(after.name if after.name in self._clients else name)
+        log.info(kv("host-changed", host=name, name=after.name, url=after.url))
+        return await self.db.run(hosts.get, after.name)
 
     async def remove(self, name: str) -> None:
         """Take a host out of the records and stop following it. Raises HostNotFound, HostBusy."""
@@ -108,11 +121,38 @@ class Hosts:
             await client.close()
         log.info(kv("host-removed", host=name))
 
+    @asynccontextmanager
+    async def _asked(self, name: str, url: str, token: str, fingerprint: str | None) -> AsyncIterator[AgentClient]:
+        """Yield a client of an agent that is to be used from now on, and say what is wrong with what was given.
+
+        Raises InvalidRequest, HostUnreachable, AgentRefusedToken.
+        """
+        check_url(url)
+        try:
+            client = AgentClient(url, token, fingerprint, self._timeouts, checkpoint=self._checkpoint)
+        except ValueError as err:
+            reason = "expected a SHA-256 in hexadecimal, with or without colons"
+            raise InvalidRequest(where="body.fingerprint", reason=reason) from err
+        try:
+            yield client
+        except AgentUnreachable as err:
+            raise HostUnreachable(name=name, reason=err.facts["reason"]) from err
+        except AgentProblem as err:
+            if err.answer.status in {401, 403}:
+                raise AgentRefusedToken(name=name, url=url) from err
+            raise
+        finally:
+            await client.close()
+
     async def _connect(self, name: str) -> None:
         end = await self.db.run(hosts.endpoint, name)
         self._clients[name] = AgentClient(
             end.url, end.token.reveal(), end.fingerprint, self._timeouts, checkpoint=self._checkpoint
         )
+
+    def _follow_again(self, name: str) -> None:
+        if self.follow is not None:
+            self._followers[name] = self.follow(name)
 
     async def _unfollow(self, name: str) -> None:
         task = self._followers.pop(name, None)
@@ -127,6 +167,16 @@ def _enroll(body: wire.AddHost, facts: HostFacts, found: list[HostVm], at: datet
         hosts.add(body.name, body.url, body.agent_token, body.fingerprint)
         hosts.seen(body.name, facts, at)
         vms.record_inventory(body.name, found, at)
+
+
+def _changed(before: Endpoint, body: wire.ChangeHost) -> Endpoint:
+    """Return how the host is to be reached, with what the body does not name as before."""
+    return Endpoint(
+        name=body.name or before.name,
+        url=body.url or before.url,
+        token=Secret(body.agent_token) if body.agent_token else before.token,
+        fingerprint=before.fingerprint if body.fingerprint is None else body.fingerprint or None,
+    )
 
 
 def check_url(url: str) -> None:

@@ -10,11 +10,10 @@ The models are bound to the database that ``controller.db`` has open; its thread
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime
+from typing import Any, Literal
 from uuid import UUID
 
-import msgspec
 from peewee import (
     AutoField,
     BigIntegerField,
@@ -31,74 +30,15 @@ from peewee import (
 from agent.wire.access import Role
 from agent.wire.backup_file import OwnerKind
 from agent.wire.base import utc_now
+from agent.wire.clone import CloneMode, TpmChoice
 from agent.wire.host_file import HostFileFormat, HostFileType
 from agent.wire.operation import OperationState
 from agent.wire.snapshot import Completeness, SnapshotState
 from agent.wire.vm import Firmware, VmState
-
-# peewee types its fields in a stub only: at run time they take no parameter.
-if TYPE_CHECKING:
-    AnyField = Field[Any]
-else:
-    AnyField = Field
+from controller.fields import JsonField, TimeField, UuidField, WordField
 
 #: Bound by controller.db.Database.open().
 database = DatabaseProxy()
-
-
-class UuidField(AnyField):
-    """A UUID as text."""
-
-    field_type = "TEXT"
-
-    def db_value(self, value: UUID | str | None) -> str | None:
-        """Store lower-case with hyphens; a string that is no UUID is a ValueError."""
-        return None if value is None else str(value if isinstance(value, UUID) else UUID(value))
-
-    def python_value(self, value: str | None) -> UUID | None:
-        """Read as UUID."""
-        return None if value is None else UUID(value)
-
-
-class TimeField(AnyField):
-    """A moment in UTC as text of fixed width, which sorts by time."""
-
-    field_type = "TEXT"
-
-    def db_value(self, value: datetime | None) -> str | None:
-        """Store in UTC; a naive time is taken as a mistake of the caller."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a time without a zone cannot be stored")
-        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-    def python_value(self, value: str | None) -> datetime | None:
-        """Read as an aware time in UTC."""
-        return None if value is None else datetime.fromisoformat(value)
-
-
-class JsonField(AnyField):
-    """Anything that msgspec can write, as JSON text; it is read back as plain lists and dicts.
-
-    What JSON does not know (a path among an error's facts) becomes text: an operation must be able to end.
-    """
-
-    field_type = "TEXT"
-
-    def db_value(self, value: Any) -> str | None:
-        """Store as JSON; null is the database's NULL."""
-        return None if value is None else msgspec.json.encode(value, enc_hook=str).decode()
-
-    def python_value(self, value: str | None) -> Any:
-        """Read as plain Python values."""
-        return None if value is None else msgspec.json.decode(value)
-
-
-class WordField(AnyField):
-    """One of a fixed set of words, typed as such."""
-
-    field_type = "TEXT"
 
 
 class Record(Model):
@@ -292,6 +232,33 @@ class VolumeSnapshot(Record):
         indexes = ((("snapshot", "target"), True),)
 
 
+class Clone(Record):
+    """What a VM was cloned from. Nothing here is a foreign key: source and snapshot may be gone before the clone.
+
+    ``seeds`` are hash and format by type until the clone is there; then its backup files hold them.
+    """
+
+    vm: Field[UUID] = UuidField(primary_key=True)
+    name: Field[str] = TextField()
+    source: Field[UUID] = UuidField(index=True)
+    snapshot: Field[UUID] = UuidField(index=True)
+    host: Field[str] = TextField()
+    mode: Field[CloneMode] = WordField()
+    tpm: Field[TpmChoice] = WordField()
+    operation: Field[UUID] = UuidField()
+    transaction: Field[UUID] = UuidField()
+    state: Field[Literal["creating", "ready"]] = WordField()
+    started: Field[bool] = BooleanField(default=False)
+    seeds: Field[Any] = JsonField(default=dict)
+    result: Field[Any] = JsonField(default=dict)
+    created_at: Field[datetime] = TimeField(default=utc_now)
+
+    class Meta:
+        """Name the table."""
+
+        table_name = "clone"
+
+
 class Operation(Record):
     """One piece of work. ``seq`` is the order in a VM's queue; ``memo`` is what a restart needs to go on.
 
@@ -326,6 +293,27 @@ class Operation(Record):
         """Name the table."""
 
         table_name = "operation"
+
+
+class RetentionPolicy(Record):
+    """Which snapshots are kept. It goes with the VM that it names; without one it is about all VMs."""
+
+    name: Field[str] = TextField(primary_key=True)
+    vm_id: UUID | None
+    vm = ForeignKeyField(Vm, null=True, on_delete="CASCADE", backref="retention_policies")
+    labels: Field[Any] = JsonField(default=dict)
+    keep_last: Field[int] = BigIntegerField()
+    keep_hourly: Field[int] = BigIntegerField()
+    keep_daily: Field[int] = BigIntegerField()
+    keep_weekly: Field[int] = BigIntegerField()
+    keep_monthly: Field[int] = BigIntegerField()
+    enabled: Field[bool] = BooleanField()
+    created_at: Field[datetime] = TimeField(default=utc_now)
+
+    class Meta:
+        """Name the table."""
+
+        table_name = "retention_policy"
 
 
 class Event(Record):
@@ -392,7 +380,9 @@ MODELS: tuple[type[Record], ...] = (
     BackupFile,
     Snapshot,
     VolumeSnapshot,
+    Clone,
     Operation,
+    RetentionPolicy,
     Event,
     AuditEntry,
     Token,

@@ -30,6 +30,14 @@ def check_text(kind: str, name: str) -> str:
     return name
 
 
+def check_vm(name: str) -> str:
+    """Return the name of a VM that is to be made; its host has stricter rules of its own. Raises NameInvalid."""
+    check_text("VM", name)
+    if "/" in name or name[0] in "-.":
+        raise NameInvalid(kind="VM", name=name, reason="it holds a slash, or begins with a dash or a dot")
+    return name
+
+
 def check_description(text: str) -> str:
     """Return a description: any text of up to 4096 bytes. Raises NameInvalid."""
     _check("Description", text, _DESCRIPTION_LIMIT_BYTES)

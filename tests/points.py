@@ -15,7 +15,7 @@ from types import FrameType, FunctionType
 from typing import Any, get_args
 
 from agent.client import AgentClient
-from agent.transactions import journal, manager, model, steps
+from agent.transactions import asked, journal, model, steps
 from controller import db
 from controller.operations.kinds import KINDS
 from tests.contract.sources import modules
@@ -30,7 +30,7 @@ _CONTROLLER = "tests/controller/scenarios.py"
 
 def required() -> dict[str, str]:
     """Return every point that a suite has to visit, with the way to do so."""
-    points = {f"transaction {kind}": f"a story of its kind in {_AGENT}" for kind in manager.KINDS.values()}
+    points = {f"transaction {kind}": f"a story of its kind in {_AGENT}" for kind in asked.KINDS.values()}
     points |= {f"operation {kind}": f"a scenario of its kind in {_CONTROLLER}" for kind in KINDS}
     points |= {f"step {text}": f"a scenario that takes this step in {_CONTROLLER}" for text in operation_steps()}
     for name in ("raise-guard", "drop-guard", *(f"journal {record}" for record in journal_records())):

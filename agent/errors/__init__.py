@@ -10,7 +10,7 @@
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
     │   ├── DomainBusy               another transaction holds the guard
-    │   ├── DomainUnreadable
+    │   ├── DomainUnreadable  DomainExists  DomainNameRefused
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
@@ -52,7 +52,9 @@ from agent.errors.disk import (
 )
 from agent.errors.domain import (
     DomainBusy,
+    DomainExists,
     DomainManagedSave,
+    DomainNameRefused,
     DomainNotFound,
     DomainPaused,
     DomainRunning,
@@ -109,7 +111,9 @@ __all__ = [
     "DiskUnknown",
     "DiskUnsupported",
     "DomainBusy",
+    "DomainExists",
     "DomainManagedSave",
+    "DomainNameRefused",
     "DomainNotFound",
     "DomainPaused",
     "DomainRunning",

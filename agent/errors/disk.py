@@ -66,10 +66,13 @@ class ChainTooDeep(Refused):
 
 
 class ImageInUse(Refused):
-    """Another process has the image open for writing."""
+    """Another process has the image open, and one of the two would write to it."""
 
     code = "image-in-use"
-    message = "Disk {target}: {path} is locked by another process; nothing was touched"
+    message = (
+        "Disk {target}: {path} is locked by another process; nothing was touched. A VM that runs on it or above it, "
+        "such as a clone, must be shut off first"
+    )
 
 
 class FrozenFileAltered(Refused):

@@ -61,3 +61,15 @@ class DomainUnreadable(Refused):
     """The domain's definition is not one that can be worked with."""
 
     code, message = "domain-unreadable", "Domain {name} cannot be worked with: {reason}; nothing was touched"
+
+
+class DomainExists(Refused):
+    """The name or UUID of a domain that is to be made is taken."""
+
+    code, message = "domain-exists", "This host defines {name} ({vm}) already; nothing was touched. Choose another name"
+
+
+class DomainNameRefused(Refused):
+    """A domain cannot have this name."""
+
+    code, message = "domain-name-refused", "A domain cannot be called {name!r}: {reason}; nothing was touched"

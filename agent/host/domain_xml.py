@@ -129,7 +129,7 @@ def parse(xml: str, nvram_dir: Path, swtpm_dir: Path) -> Domain:
 
     ``nvram_dir`` and ``swtpm_dir`` are where libvirt puts what the XML does not place. Raises DomainUnreadable.
     """
-    root = _root(xml)
+    root = root_of(xml)
     name, uuid = _name(root), _uuid(root)
     firmware, loader = _firmware(root), root.find("os/loader")
     nvram = _nvram(root, firmware, nvram_dir, name)
@@ -161,7 +161,7 @@ def replace_sources(xml: str, sources: Mapping[str, tuple[Path, Path]]) -> str:
     the new one. Everything else is kept: comments, metadata, foreign namespaces. Raises DiskMoved when a disk does
     not stand on its present file as qcow2 (an administrator changed it since), DomainUnreadable.
     """
-    root = _root(xml)
+    root = root_of(xml)
     name = _name(root)
     elements = {_target(element, name): element for element in root.iterfind("devices/disk")}
     for target, (old, _) in sources.items():
@@ -193,7 +193,8 @@ def _standing_on(element: etree._Element | None, name: str) -> str:
     return str(disk.path)
 
 
-def _root(xml: str) -> etree._Element:
+def root_of(xml: str) -> etree._Element:
+    """Parse a domain XML and nothing that it could draw in. Raises DomainUnreadable."""
     # The text is already decoded, so an encoding that its declaration names no longer holds.
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, encoding="utf-8")
     try:

@@ -27,6 +27,7 @@ DEFAULT_THREADS = 4
 #: Above the 4 s that libvirt takes where it asks QEMU for its capabilities anew.
 DEFAULT_DEADLINE_S = 15.0
 _EVENT_BACKLOG = 10_000
+_KEEP_ALL = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
 
 _POWER_STATES: dict[int, PowerState] = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
@@ -142,6 +143,13 @@ class Hypervisor:
         """Define a domain, or change the definition of the one with that UUID and name. Atomic."""
         # RNG validation is not asked for: it would refuse what libvirt itself gave us for some domains.
         return await self._host_call("define", lambda connection: UUID(connection.defineXML(xml).UUIDString()))
+
+    async def undefine(self, uuid: UUID) -> None:
+        """Take a definition away and leave every file; a domain that is not there is none."""
+        try:
+            await self._domain_call("undefine", uuid, lambda domain: domain.undefineFlags(_KEEP_ALL))
+        except DomainNotFound:
+            return
 
     async def versions(self) -> Versions:
         """Return the versions of libvirt and QEMU."""

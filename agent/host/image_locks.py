@@ -53,6 +53,10 @@ class ImageLock:
             raise ImageInUse(target=target, path=str(path))
         return cls(descriptor)
 
+    def keeps_us_out(self) -> bool:
+        """Tell whether somebody else reads the image and lets nobody write to it: a VM that runs above it, say."""
+        return is_locked(self._descriptor, _WRITE_NOT_SHARED, 1)
+
     def release(self) -> None:
         """Let writers in again; a second call does nothing."""
         if self._descriptor >= 0:

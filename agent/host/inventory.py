@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Collection
+from pathlib import Path
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from agent.errors import DomainNotFound, HypervisorTimeout
-from agent.host import host_files, images
+from agent.host import files, host_files, images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.firmware import Firmware
 from agent.host.hypervisor import DomainState
@@ -102,11 +103,39 @@ class Inventory:
         One that was once seen sound has to be there from then on, at the place that the definition names now; until
         the definition has it no more, or it is in ``forget`` (it was taken away on purpose). What is kept of a
         domain that was undefined stays: defined again without its files, it shall not start blank.
-        Raises DomainNotFound, DomainUnreadable, StorageFailed.
+        The NVRAM of a domain that was renamed follows it first. Raises DomainNotFound, DomainUnreadable, StorageFailed.
         """
         async with self._noting.setdefault(uuid, asyncio.Lock()):
-            await self._remember_firmware(await self._hypervisor.domain(uuid))
-            await asyncio.to_thread(self._note, await self.domain(uuid), frozenset(forget))
+            state = await self._hypervisor.domain(uuid)
+            await self._remember_firmware(state)
+            domain = await self.domain(uuid)
+            if not state.active:
+                await self._follow_rename(domain)
+            await asyncio.to_thread(self._note, domain, frozenset(forget))
+
+    async def _follow_rename(self, domain: Domain) -> None:
+        """Move the NVRAM that ``virsh domrename`` left at libvirt's path for the old name to that for the new one.
+
+        Not while work holds the domain, nor where another domain names that path by now: the hook then refuses the
+        start and says what to do. A start that comes in between finds the file at one name or is refused.
+        """
+        old = await asyncio.to_thread(self._left_behind, domain)
+        if old is None or domain.nvram is None:
+            return
+        if neighbours.with_nvram([one for one in await self.neighbours() if one.uuid != domain.uuid], old):
+            return
+        await asyncio.to_thread(files.rename_new, old, domain.nvram)
+        log.info(kv("nvram-follows-rename", vm=domain.uuid, name=domain.name, path=domain.nvram, was=old))
+
+    def _left_behind(self, domain: Domain) -> Path | None:
+        """Return where the NVRAM still is under the domain's old name, if it may be moved now."""
+        kept = self._expected.read(domain.uuid)
+        if kept is None or kept.nvram_default_dir is None or domain.nvram is None or not domain.nvram_default:
+            return None
+        old = kept.nvram_default_dir / f"{kept.name}_VARS.fd"
+        usable = old != domain.nvram and old.is_file() and not old.is_symlink()
+        free = not domain.nvram.exists() or domain.nvram.samefile(old) if usable else False
+        return old if free and self._guards.get(domain.uuid) is None else None
 
     def _note(self, domain: Domain, forget: frozenset[HostFileType]) -> None:
         kept = self._expected.read(domain.uuid)

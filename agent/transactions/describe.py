@@ -8,6 +8,8 @@ from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
     AnyStep,
     CommitChild,
+    ConvertImage,
+    CreateOverlay,
     Plan,
     RebaseChild,
     ReplaceChild,
@@ -17,18 +19,19 @@ from agent.transactions.model import (
 )
 from agent.transactions.survey import Survey
 from agent.wire.problem import Problem
-from agent.wire.transaction import DoomedVolume, FrozenFile, RevertRequest, SnapshotRequest, VolumeOutcome
+from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
 
 
 def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
     """Give the fields of a prepared Transaction: what the controller keeps with the snapshot or the undo point."""
-    keeps = isinstance(request, SnapshotRequest) or (isinstance(request, RevertRequest) and request.undo is not None)
-    switched = sources(found.plan)
+    keeps = not isinstance(request, RevertRequest) or request.undo is not None
+    tops = {target: new for target, (_, new) in sources(found.plan).items()}
+    if isinstance(request, CloneRequest):
+        made = [step for step in flat(found.plan.stage) if isinstance(step, CreateOverlay | ConvertImage)]
+        tops = {step.target: step.path for step in made}
     return {
-        "volumes": [
-            _frozen(disk, switched[disk.target][1]) for disk in found.disks if keeps and disk.target in switched
-        ],
+        "volumes": [_frozen(disk, tops[disk.target]) for disk in found.disks if keeps and disk.target in tops],
         "excluded": found.plan.excluded,
         "expected": found.host_files.expected,
         "missing": found.plan.missing,
@@ -37,7 +40,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
         "firmware": found.firmware,
         "tpm_secret": found.domain.tpm_secret,
         "steps": found.plan.names(),
-        "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)),
+        "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)) + sum(_copied(found.plan)),
     }
 
 
@@ -98,6 +101,10 @@ def _began(step: RebaseChild | CommitChild) -> bool:
 
 def _merges(plan: Plan) -> list[RebaseChild | CommitChild]:
     return [step for step in flat(plan.switch) if isinstance(step, RebaseChild | CommitChild)]
+
+
+def _copied(plan: Plan) -> list[int]:
+    return [step.size_bytes for step in flat(plan.stage) if isinstance(step, ConvertImage)]
 
 
 def _frozen(disk: Disk, overlay: str) -> FrozenFile:

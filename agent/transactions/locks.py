@@ -7,6 +7,7 @@ vanish with the agent, and a new agent takes them again in recovery.
 import logging
 from pathlib import Path
 
+from agent.errors import ImageInUse
 from agent.host.image_locks import ImageLock
 from agent.host.tpm import StateLock
 from agent.web.errors import Error
@@ -25,6 +26,12 @@ class HeldLocks:
         """Keep QEMU from writing to an image; ImageInUse where somebody does already."""
         if path not in self._images:
             self._images[path] = ImageLock.take(target, path)
+
+    def take_to_write(self, target: str, path: Path) -> None:
+        """Lock an image that our own qemu-img will write to; ImageInUse where somebody reads it, too."""
+        self.take_image(target, path)
+        if self._images[path].keeps_us_out():
+            raise ImageInUse(target=target, path=str(path))
 
     def release_image(self, path: Path) -> bool:
         """Let go of one image, and tell whether it was held."""

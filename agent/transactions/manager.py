@@ -1,11 +1,12 @@
 """The transactions of one host: begun once per id, committed or aborted, leased, and recovered after a crash."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
@@ -28,10 +29,9 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.model import HostFileRequest
 from agent.transactions.running import Running, Tools
 from agent.transactions.survey import staging_dir
 from agent.web.checkpoint import Checkpoint, no_checkpoint
@@ -41,9 +41,10 @@ from agent.wire.host_file import FORMATS, HostFile, HostFileType
 from agent.wire.transaction import (
     DEFAULT_LEASE_S,
     ENDED,
+    CloneRequest,
     DeleteRequest,
-    RevertRequest,
-    SnapshotRequest,
+    HostFileRef,
+    RestoreRequest,
     Transaction,
     TransactionRequest,
 )
@@ -52,14 +53,8 @@ log = logging.getLogger(__name__)
 
 #: How often leases are looked at and held-up work is tried again.
 TICK_S = 1.0
-
-
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "host-file"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    HostFileRequest: "host-file",
-}
+#: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
+ANSWER_AFTER_S = 20.0
 
 
 class Manager:
@@ -82,6 +77,7 @@ class Manager:
         self._events = events
         self._known: dict[UUID, Running] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.answer_after_s = ANSWER_AFTER_S
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
@@ -112,22 +108,26 @@ class Manager:
     async def put(self, id_: UUID, request: TransactionRequest) -> Transaction:
         """Begin a transaction and answer when it is prepared; the same id and request answer the same again.
 
-        Raises InvalidRequest, DomainBusy, TransactionMismatch, and what preparing raises.
+        What takes longer than ``answer_after_s`` is answered with ``preparing`` and goes on. Raises InvalidRequest,
+        DomainBusy, TransactionMismatch, and what preparing raises.
         """
         known = self._known.get(id_)
         if known is not None:
             if known.request != request:
                 raise TransactionMismatch(id=id_)
-            await known.settled.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
             return _outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
-        await self._own(self._prepare(running, request.lease_s))
+        preparing = self._spawn(self._prepare(running, request.lease_s))
+        if (await asyncio.wait([preparing], timeout=self.answer_after_s))[0]:
+            preparing.result()
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
         for other in self._known.values():
-            if other.request.vm == request.vm and other.transaction.state not in ENDED:
+            if clash(other.request, request) and other.transaction.state not in ENDED:
                 seen = other.transaction
                 raise DomainBusy(
                     name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
@@ -200,11 +200,10 @@ class Manager:
                 await self._told(running)
                 raise LeaseExpired(id=id_)
             await running.commit()
-        work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
-            self._spawn(work)
+            self._spawn(self._finish_unattended(running))
         else:
-            await self._own(work)
+            await self._own(self._finish(running))
         return running.transaction
 
     async def _finish(self, running: Running) -> None:
@@ -217,12 +216,21 @@ class Manager:
             finally:
                 await self._told(running)
 
+    async def _finish_unattended(self, running: Running) -> None:
+        """Finish where nobody waits: what goes wrong is in the transaction or, if not even that, tried again."""
+        try:
+            await self._finish(running)
+        except Error as err:
+            log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
+
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
         running = self._running(id_)
+        if isinstance(running.request, CloneRequest):
+            running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
             await self._own(self._abort(running, Released(id=id_)))
@@ -251,9 +259,9 @@ class Manager:
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        request = HostFileRequest(
-            vm=vm, type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
+        sha256 = hashlib.sha256(data).hexdigest()
+        ref = HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
+        request = RestoreRequest(vm=vm, host_files=[ref])
         running = self._begin(uuid4(), request)
         await self._own(self._write(running, type_, data, if_match))
         found, _ = await self._tools.inventory.read_host_file(vm, type_)
@@ -284,19 +292,27 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that has not ended and that nobody is at work on."""
+        """Look once at every transaction that nobody is at work on and that has something left to do."""
         for running in list(self._known.values()):
-            state = running.transaction.state
-            if running.lock.locked() or state in ENDED:
+            if running.lock.locked():
                 continue
             try:
-                if state == "prepared" and running.lease_is_over():
-                    await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
-                elif running.stuck:
-                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
-                    await self._own(again)
+                await self._look(running)
             except Error as err:
                 log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    async def _look(self, running: Running) -> None:
+        state = running.transaction.state
+        if running.unclean and state in ENDED:
+            await self._own(self._tidy(running))
+        elif state == "prepared" and running.lease_is_over():
+            await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+        elif running.stuck and state not in ENDED:
+            await self._own(self._finish(running) if state == "committing" else self._retry_undo(running))
+
+    async def _tidy(self, running: Running) -> None:
+        async with running.lock:
+            await running.tidy()
 
     async def _retry_undo(self, running: Running) -> None:
         async with running.lock:
@@ -334,8 +350,14 @@ class Manager:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let go of work. What failed is in its transaction, also where nobody waits for it any more."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.info("work-failed reason=%s", task.exception())
 
 
 def _outcome(running: Running) -> Transaction:

@@ -21,16 +21,6 @@ from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, Missing
 from agent.wire.vm import Disk, Image
 
 
-class HostFileRequest(msgspec.Struct, kw_only=True, frozen=True, tag_field="kind", tag="host-file"):
-    """The agent's own request to replace one host file; it never crosses the wire."""
-
-    vm: UUID
-    type: HostFileType
-    format: HostFileFormat
-    size_bytes: int
-    sha256: str
-
-
 class Step(msgspec.Struct, kw_only=True, frozen=True, tag_field="step"):
     """One thing to do. Every step can be done twice and undone twice with the effect of once."""
 
@@ -56,6 +46,23 @@ class CreateOverlay(Step, kw_only=True, frozen=True, tag="create-overlay"):
         return f"create-overlay {self.target}"
 
 
+class ConvertImage(Step, kw_only=True, frozen=True, tag="convert-image"):
+    """Copy ``source`` with all that it stands on into ``path``, a file that stands on nothing, owned like ``source``.
+
+    ``size_bytes`` is what will be written.
+    """
+
+    target: str
+    path: str
+    source: str
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Name the disk."""
+        return f"convert {self.target}"
+
+
 class CaptureHostFile(Step, kw_only=True, frozen=True, tag="capture-host-file"):
     """Copy a present host file to ``staged`` for the controller to fetch."""
 
@@ -69,7 +76,7 @@ class CaptureHostFile(Step, kw_only=True, frozen=True, tag="capture-host-file"):
 
 
 class ReceiveHostFile(Step, kw_only=True, frozen=True, tag="receive-host-file"):
-    """Write an uploaded host file to ``staged``, beside ``path``, owned like what it will replace."""
+    """Write an uploaded host file to ``staged``, beside ``path``, owned like what it will replace, or like ``like``."""
 
     type: HostFileType
     format: HostFileFormat
@@ -77,11 +84,26 @@ class ReceiveHostFile(Step, kw_only=True, frozen=True, tag="receive-host-file"):
     staged: str
     size_bytes: int
     sha256: str
+    like: str = ""
 
     @property
     def name(self) -> str:
         """Name the type."""
         return f"receive {self.type}"
+
+
+class PlaceHostFile(Step, kw_only=True, frozen=True, tag="place-host-file"):
+    """Move ``staged`` (whose bytes hash to ``sha256``) to ``path``, where nothing is."""
+
+    type: HostFileType
+    path: str
+    staged: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name the type."""
+        return f"place {self.type}"
 
 
 class SwapHostFile(Step, kw_only=True, frozen=True, tag="swap-host-file"):
@@ -121,6 +143,20 @@ class SwitchDisks(Step, kw_only=True, frozen=True, tag="switch-disks"):
     def name(self) -> str:
         """Name the disks."""
         return f"switch-disks {' '.join(sorted(self.sources))}"
+
+
+class DefineDomain(Step, kw_only=True, frozen=True, tag="define-domain"):
+    """Define a new domain; ``files`` are its disks, by which it is known as the one that was made."""
+
+    vm: UUID
+    title: str
+    xml: str
+    files: list[str]
+
+    @property
+    def name(self) -> str:
+        """Name the domain."""
+        return f"define {self.title}"
 
 
 class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
@@ -201,8 +237,11 @@ class RemoveFile(Step, kw_only=True, frozen=True, tag="remove-file"):
 
 AnyStep = (
     CreateOverlay
+    | ConvertImage
     | CaptureHostFile
     | ReceiveHostFile
+    | PlaceHostFile
+    | DefineDomain
     | SwapHostFile
     | SetAsideHostFile
     | SwitchDisks

@@ -11,26 +11,29 @@ from typing import ParamSpec
 
 import msgspec
 
-from agent.errors import DomainNotFound, HostFileNotFound, HostFileNotUploaded, HypervisorUnavailable
+from agent.errors import DomainNotFound, HostFileNotFound, HostFileNotUploaded, HypervisorUnavailable, Released
 from agent.host import dependents, files, images
+from agent.host.clone_xml import check_name
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
 from agent.transactions import journal as records
 from agent.transactions import steps
+from agent.transactions.clone import CloneSurveyor
 from agent.transactions.describe import describe, merge_outcomes, sources, target_of
 from agent.transactions.guard import Guards
 from agent.transactions.journal import Entry, Journal
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
 from agent.transactions.steps import Work
-from agent.transactions.survey import Surveyor, staging_dir
+from agent.transactions.survey import Survey, Surveyor, staging_dir
 from agent.web.checkpoint import Checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
+    CloneRequest,
     DeleteRequest,
     RevertRequest,
     SnapshotRequest,
@@ -77,7 +80,10 @@ class Running:
         self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
         self._final = False  # a deletion has begun to move or write to frozen files, and goes on
         self._merging: list[asyncio.Task[None]] = []
+        self.unclean = entry.unclean  # ended, and something to be removed is still there: tried again until it is gone
         self._switching = entry.commit
+        self._staging: asyncio.Future[None] | None = None
+        self._interrupted = False
         if entry.commit and not entry.ended:
             self._update(state="committing", lease_expires_at=None)
         self._tools = tools
@@ -110,16 +116,49 @@ class Running:
             raise
 
     async def _stage(self, lease_s: float) -> None:
-        self._work.name = (await self._tools.hypervisor.domain(self.request.vm)).name
+        self._work.name = await self._name_of()
         await self._at("raise-guard", self._raise_guard)
-        found = await Surveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
+        found = await self._survey()
         self.plan = found.plan
         await self._record(records.Planned(plan=self.plan))
+        self._update(**describe(self.request, found))
         for group in self.plan.stage:
-            await self._run(group)
-        self._update(**describe(self.request, found), state="prepared", host_files=self._work.captured)
+            await self._interruptible(group)
+        self._update(state="prepared", host_files=self._work.captured)
         self.extend_lease(lease_s)
         await self._record(records.Prepared(transaction=self.transaction))
+
+    async def _name_of(self) -> str:
+        """Return the domain's name; that of a clone, which is not there yet, is checked first."""
+        if isinstance(self.request, CloneRequest):
+            check_name(self.request.name)
+            return self.request.name
+        return (await self._tools.hypervisor.domain(self.request.vm)).name
+
+    async def _survey(self) -> Survey:
+        if isinstance(self.request, CloneRequest):
+            return await CloneSurveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
+        return await Surveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
+
+    async def _interruptible(self, group: list[AnyStep]) -> None:
+        """Run steps that may take hours. Raises Released where ``interrupt`` was called meanwhile."""
+        self._staging = asyncio.ensure_future(self._run(group))
+        try:
+            if self._interrupted:
+                self._staging.cancel()
+            await self._staging
+        except asyncio.CancelledError:
+            if self._interrupted:
+                raise Released(id=self.transaction.id) from None
+            raise
+        finally:
+            self._staging = None
+
+    def interrupt(self) -> None:
+        """Break off the staging of a clone: ``prepare`` undoes all and raises Released. Needs no lock."""
+        self._interrupted = True
+        if self._staging is not None:
+            self._staging.cancel()
 
     async def _raise_guard(self) -> None:
         """Keep the domain from starting. What had passed the hook before is active now, or was refused here."""
@@ -217,19 +256,28 @@ class Running:
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
 
-        The work stands, so nothing here fails it: a file that will not go is named in the log.
+        The work stands, so nothing here fails it: a file that will not go is named in the log and tried again.
         """
         gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
         kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
-        for step in [] if kept else flat(self.plan.clean):
-            await self._tolerate(self._step(step))
+        chores = [] if kept else flat(self.plan.clean)
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in chores])
         await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
 
-    async def _tolerate(self, chore: Awaitable[None]) -> None:
+    async def tidy(self) -> None:
+        """Try again to remove what an ended transaction left, all of it under names of its own."""
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in flat(self.plan.clean)])
+        if not self.unclean:
+            await self._record(records.Ended(transaction=self.transaction))
+
+    async def _tolerate(self, chore: Awaitable[None]) -> bool:
+        """Do what must not fail the work, and tell whether it could be done."""
         try:
             await chore
         except Error as err:
             log.warning("chore-failed transaction=%s reason=%s", self.transaction.id, err)
+            return False
+        return True
 
     async def undo(self, problem: Problem) -> None:
         """Undo every step, last first, whether or not it was done, and end as aborted.
@@ -253,7 +301,7 @@ class Running:
         ended = msgspec.structs.replace(
             self.transaction, state=state, error=problem, ended_at=utc_now(), lease_expires_at=None
         )
-        await self._record(records.Ended(transaction=ended))
+        await self._record(records.Ended(transaction=ended, unclean=self.unclean))
         await self._at("drop-guard", asyncio.to_thread, self.let_go)
         self.transaction = ended  # told only now: whoever hears of the end may start the domain
         self.stuck = False
@@ -271,7 +319,7 @@ class Running:
         libvirt may not be up yet, or the domain gone: neither keeps staged files from being removed.
         """
         try:
-            self._work.name = (await self._tools.hypervisor.domain(self.request.vm)).name
+            self._work.name = await self._name_of()
         except (DomainNotFound, HypervisorUnavailable) as err:
             log.warning("name-not-known transaction=%s vm=%s reason=%s", self.transaction.id, self.request.vm, err)
         await self._raise_guard()
@@ -325,7 +373,8 @@ class Running:
             await self._at(step.name, steps.do, step, self._work)
 
     async def _at(self, name: str, action: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Act between two points at which a test can stop the world."""
+        """Act between two points at which a test can stop the world; an ``OSError`` becomes one of our errors."""
         self._tools.checkpoint(f"before {name}")
-        await action(*args, **kwargs)
+        with files.storage(name):
+            await action(*args, **kwargs)
         self._tools.checkpoint(f"after {name}")

@@ -66,14 +66,14 @@ async def undo(step: Step, work: Work) -> None:
 async def _(step: CreateOverlay, work: Work) -> None:
     path = Path(step.path)
     await qemu_img.create_overlay(path, Path(step.backing), step.backing_format, step.size_bytes)
-    await asyncio.to_thread(_make_private, Path(step.like), path)
+    await asyncio.to_thread(make_private, Path(step.like), path)
     await asyncio.to_thread(work.locks.take_image, step.target, path)
 
 
 @undo.register
 async def _(step: CreateOverlay, work: Work) -> None:
     work.locks.release_image(Path(step.path))
-    await asyncio.to_thread(_remove_image, Path(step.path))
+    await asyncio.to_thread(remove_image, Path(step.path))
 
 
 @do.register
@@ -250,13 +250,13 @@ def _as_paths(sources: Mapping[str, tuple[str, str]]) -> dict[str, tuple[Path, P
     return {target: (Path(old), Path(new)) for target, (old, new) in sources.items()}
 
 
-def _make_private(like: Path, path: Path) -> None:
+def make_private(like: Path, path: Path) -> None:
     """Give an overlay the owner and label of the file it covers, and nobody else any access (CVE-2025-13193)."""
     files.copy_ownership(like, path)
     path.chmod(0o600)
 
 
-def _remove_image(path: Path) -> None:
+def remove_image(path: Path) -> None:
     """Remove an image and nothing else that may have taken its name."""
     if path.is_file() and not path.is_symlink():
         files.remove_tree(path)
@@ -273,17 +273,16 @@ def _write_captured(staged: Path, data: bytes) -> None:
 
 
 def _stage_nvram(step: ReceiveHostFile, data: bytes) -> None:
-    path = Path(step.path)
-    files.write_staged(Path(step.staged), data, like=path)
+    files.write_staged(Path(step.staged), data, like=Path(step.like or step.path))
 
 
 def _stage_tpm(step: ReceiveHostFile, data: bytes, name: str) -> None:
     staged = Path(step.staged)
     files.remove_tree(staged)
-    tpm.unpack(data, staged, name, like=Path(step.path))
+    tpm.unpack(data, staged, name, like=Path(step.like or step.path))
 
 
-def _sha256(type_: HostFileType, path: Path, limit_bytes: int) -> str | None:
+def sha256_of(type_: HostFileType, path: Path, limit_bytes: int) -> str | None:
     """Hash a host file as it travels; None where there is no sound one."""
     try:
         data = nvram.read(path, "", limit_bytes) if type_ == "nvram" else tpm.pack(path, "", limit_bytes)
@@ -295,7 +294,7 @@ def _sha256(type_: HostFileType, path: Path, limit_bytes: int) -> str | None:
 def _is_in_place(step: SwapHostFile, work: Work) -> bool:
     """Tell by its contents whether the new host file is where it belongs, so that a second try does nothing."""
     files.finish_exchange(Path(step.path), Path(step.staged))
-    return _sha256(step.type, Path(step.path), work.host_file_limit_bytes) == step.sha256
+    return sha256_of(step.type, Path(step.path), work.host_file_limit_bytes) == step.sha256
 
 
 def _swap_in(step: SwapHostFile, work: Work) -> None:

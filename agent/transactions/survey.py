@@ -22,9 +22,9 @@ from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
-from agent.transactions.journal import AnyRequest
-from agent.transactions.model import CreateOverlay, Facts, HostFileRequest, Plan, flat
-from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.journal import DomainRequest
+from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
+from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
@@ -33,6 +33,7 @@ from agent.wire.transaction import (
     DeleteRequest,
     FirmwareFile,
     FrozenVolume,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
 )
@@ -61,7 +62,7 @@ class Surveyor:
     """One look around for one transaction."""
 
     transaction: UUID
-    request: AnyRequest
+    request: DomainRequest
     work: Work
     limits: Limits
 
@@ -80,7 +81,7 @@ class Surveyor:
         await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
         plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
-        await asyncio.to_thread(_require_free_names, plan)
+        await asyncio.to_thread(require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
@@ -95,7 +96,7 @@ class Surveyor:
                 return set(excluded)
             case RevertRequest(volumes=volumes) | DeleteRequest(volumes=volumes):
                 return targets - {volume.target for volume in volumes}
-            case HostFileRequest():
+            case RestoreRequest():
                 return targets
 
     def _read_disks(self, domain: Domain) -> list[Disk]:
@@ -176,8 +177,8 @@ class Surveyor:
                 return plan_snapshot(facts, self.request)
             case RevertRequest():
                 return plan_revert(facts, self.request)
-            case HostFileRequest():
-                return plan_host_file(facts, self.request)
+            case RestoreRequest():
+                return plan_restore(facts, self.request)
 
     def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)
@@ -217,10 +218,13 @@ class Surveyor:
         """Plan it for all disks, and lock every file that it will write to or remove: none is begun unless all can."""
         doomed = read_doomed(self.transaction, request, users, self.limits)
         plan = plan_delete(doomed, room_of(doomed))
-        for volume in doomed:
-            standing = [one for one in volume.children.values() if one is not None and one.backing == volume.path]
-            for image in [volume.frozen, *standing] if volume.frozen is not None else []:
-                self.work.locks.take_image(volume.target, Path(image.path))
+        for volume in (one for one in doomed if one.frozen is not None):
+            self.work.locks.take_image(volume.target, Path(volume.path))
+        for step in flat(plan.switch):
+            if isinstance(step, RebaseChild | CommitChild):
+                self.work.locks.take_to_write(step.target, Path(step.child))
+            if isinstance(step, CommitChild):
+                self.work.locks.take_to_write(step.target, Path(step.frozen))
         return plan
 
 
@@ -228,10 +232,10 @@ def _sharing_nvram(others: list[Neighbour], path: Path) -> str:
     return ", ".join(neighbours.with_nvram(others, path))
 
 
-def _require_free_names(plan: Plan) -> None:
+def require_free_names(plan: Plan) -> None:
     """Hold that what will be made is not there yet, so that undoing the plan can only remove what it made."""
     for step in flat([*plan.stage, plan.receive]):
-        path = Path(step.path if isinstance(step, CreateOverlay) else getattr(step, "staged", ""))
+        path = Path(step.path if isinstance(step, CreateOverlay | ConvertImage) else getattr(step, "staged", ""))
         if path.is_symlink() or path.exists():
             raise ImageRefused(target=step.name, path=str(path), reason="the name is taken already")
 

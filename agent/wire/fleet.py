@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from agent.wire.base import Answer, Request
+from agent.wire.clone import CloneOrigin
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFileType
 from agent.wire.vm import Disk, Firmware, VmState
@@ -58,6 +59,23 @@ class AddHost(Request, kw_only=True, frozen=True):
         )
 
 
+class ChangeHost(Request, kw_only=True, frozen=True):
+    """The body of ``PATCH /v1/hosts/{name}``. What is null stays as it is; an empty ``fingerprint`` takes the pin off.
+
+    ``name`` is a new name. The agent at a new ``url`` must be the one that was enrolled.
+    """
+
+    name: str | None = None
+    url: str | None = None
+    agent_token: str | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def example(cls) -> "ChangeHost":
+        """Return an example for documentation and tests."""
+        return cls(url="https://kvm1.example.org:7701")
+
+
 class VmHostFile(Answer, kw_only=True, frozen=True):
     """What the controller holds of one host file of a VM. ``dirty_since``: the VM has run since the last sync.
 
@@ -74,7 +92,7 @@ class VmHostFile(Answer, kw_only=True, frozen=True):
 
 
 class Vm(Answer, kw_only=True, frozen=True):
-    """One VM. ``conflict`` names the hosts when more than one defines it."""
+    """One VM. ``conflict`` names the hosts when more than one defines it; ``clone`` is null unless it is one."""
 
     uuid: UUID
     name: str
@@ -87,6 +105,7 @@ class Vm(Answer, kw_only=True, frozen=True):
     current_snapshot: UUID | None
     disks: list[Disk]
     host_files: list[VmHostFile]
+    clone: CloneOrigin | None = None
 
     @classmethod
     def example(cls) -> "Vm":

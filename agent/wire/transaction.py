@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from agent.wire.base import Answer, Request
+from agent.wire.clone import CloneMode, TpmChoice
 from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, MissingHostFile
 from agent.wire.problem import Problem
 
@@ -125,7 +126,59 @@ class DeleteRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="d
         )
 
 
-TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest
+class RestoreRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="restore"):
+    """Put host files of a domain that is shut off in place, all of them or none; its disks are left alone.
+
+    ``host_files`` are uploaded after prepare and before commit. Present ones that they replace are captured, for the
+    controller to fetch.
+    """
+
+    vm: UUID
+    host_files: list[HostFileRef]
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "RestoreRequest":
+        """Return an example for documentation and tests."""
+        return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"), host_files=RevertRequest.example().host_files)
+
+
+class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="clone"):
+    """Make one new domain, ``vm`` called ``name``, of a snapshot of the domain ``source``.
+
+    ``domain_xml`` and ``volumes`` are the snapshot's. ``host_files`` are uploaded after prepare and before commit:
+    the NVRAM where the domain has one, the TPM where ``tpm`` is ``copy``. The source itself is not touched and may
+    run. A long copy is answered with ``preparing``: poll it.
+    """
+
+    vm: UUID
+    name: str
+    source: UUID
+    snapshot: UUID
+    mode: CloneMode
+    tpm: TpmChoice
+    domain_xml: str
+    volumes: list[FrozenVolume]
+    host_files: list[HostFileRef] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "CloneRequest":
+        """Return an example for documentation and tests."""
+        return cls(
+            vm=UUID("a1d5a6cf-2f2c-4a53-9e4f-6d4b0f0e7c21"),
+            name="win11-a",
+            source=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            snapshot=UUID("b9a7cf5e-3c3e-4f5c-8a0d-0c7c8f6f2b11"),
+            mode="linked",
+            tpm="reset",
+            domain_xml="<domain type='kvm'><name>win11</name></domain>",
+            volumes=[FrozenVolume(target="vda", path="/var/lib/libvirt/images/win11.qcow2")],
+            host_files=RevertRequest.example().host_files,
+        )
+
+
+TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):
@@ -189,12 +242,14 @@ class Transaction(Answer, kw_only=True, frozen=True):
     """A transaction as the agent shows it.
 
     For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
-    describe the undo point (the present state), if one was asked for. ``steps`` are the names of the plan's steps.
+    describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
+    are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
+    ``overlay``; ``excluded`` are disks that it does not have. ``steps`` are the names of the plan's steps.
     ``outcomes`` is filled by delete.
     """
 
     id: UUID
-    kind: Literal["snapshot", "revert", "delete", "host-file"]
+    kind: Literal["snapshot", "revert", "delete", "clone", "restore"]
     vm: UUID
     state: TransactionState
     started_at: datetime

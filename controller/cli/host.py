@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from agent.web.auth import read_secret_file
-from agent.wire.fleet import AddHost, Host
+from agent.wire.fleet import AddHost, ChangeHost, Host
 from controller.cli.client import path
 from controller.cli.session import Session, command
 from controller.cli.text import facts, printable, table, when
@@ -48,6 +48,29 @@ def show(session: Session, name: Name) -> None:
     """Show one host with its facts."""
     host = session.client.get(path("hosts", name), Host)
     session.show(host, lambda: facts(session.out, _facts(host)))
+
+
+@command(app, "set")
+def set_(  # noqa: PLR0917 - one parameter for each option of the command
+    session: Session,
+    name: Name,
+    agent_url: Annotated[str | None, typer.Option(help="The agent's new address.", metavar="URL")] = None,
+    agent_token_file: Annotated[
+        Path | None, typer.Option(help="A file with the secret that is now in the agent's token file.", metavar="FILE")
+    ] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="SHA-256 of its new certificate, in hex; '' takes the pin off.", metavar="HEX"),
+    ] = None,
+    rename: Annotated[str | None, typer.Option(help="A new name for the host.", metavar="NEW")] = None,
+) -> None:
+    """Change how a host is reached, or its name. Work under way goes on at the new address."""
+    secret = None if agent_token_file is None else read_secret_file(agent_token_file).reveal()
+    body = ChangeHost(name=rename, url=agent_url, agent_token=secret, fingerprint=fingerprint)
+    if body == ChangeHost():
+        raise typer.BadParameter("give --agent-url, --agent-token-file, --fingerprint or --rename")
+    host = session.client.change("PATCH", path("hosts", name), Host, body)
+    session.show(host, lambda: session.out.print(f"Host {printable(name)} is changed"))
 
 
 @command(app, "remove")

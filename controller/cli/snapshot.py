@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import typer
 
+from agent.wire.clone import CloneMode, CloneSnapshot, TpmChoice
 from agent.wire.fleet import Vm
 from agent.wire.operation import Operation
 from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
@@ -112,6 +113,26 @@ def revert(
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_reverted(session, uuid, ended)))
 
 
+@command(app, "clone", waits=True)
+def clone(
+    session: Session,
+    id: Id,
+    names: Annotated[list[str], typer.Argument(help="Names of the new VMs.", metavar="NAME...")],
+    mode: Annotated[CloneMode, typer.Option(help="Overlays on the frozen disks, or copies of them.")] = "linked",
+    tpm: Annotated[TpmChoice, typer.Option(help="A new TPM, or the snapshot's with its keys.")] = "reset",
+) -> None:
+    """Make new VMs of a snapshot, each with a name, UUID, network addresses and NVRAM of its own."""
+    uuid = str(snapshot_uuid(session.client, id))
+    body = CloneSnapshot(names=names, mode=mode, tpm=tpm)
+    answer = session.client.change("POST", path("snapshots", uuid, "clone"), Operation, body, key=str(uuid4()))
+
+    def show_made(ended: Operation) -> None:
+        made = [session.client.get(path("vms", one["vm"]), Vm) for one in ended.result["clones"]]
+        session.show(made, lambda: _tell_cloned(session, ended))
+
+    settle(session, answer, show_made)
+
+
 @command(app, "ungroup", waits=True)
 def ungroup(session: Session, id: Id) -> None:
     """Give up a snapshot's host files; its frozen disks stay."""
@@ -162,6 +183,16 @@ def _tell_made(session: Session, made: Snapshot) -> None:
         session.out.print(f"Its host files are {files.state}: {printable(files.reason)}")
     if made.excluded:
         session.out.print(f"Left out: {' '.join(map(printable, made.excluded))}")
+
+
+def _tell_cloned(session: Session, ended: Operation) -> None:
+    for one in ended.result["clones"]:
+        tpm = "a copy of the TPM" if "tpm" in one["host_files"] else "a new TPM, if it has one"
+        session.out.print(f"{printable(one['name'])} ({one['vm']}) is a {one['mode']} clone with {tpm}")
+        if one["left_out"]:
+            session.out.print(f"Left out: {' '.join(map(printable, one['left_out']))}")
+    for remark in ended.result.get("remarks", []):
+        session.out.print(printable(remark))
 
 
 def _tell_reverted(session: Session, uuid: str, ended: Operation) -> None:

@@ -5,15 +5,15 @@
     Error
     ├── NotFound                     404
     │   ├── HostNotFound  VmNotFound  SnapshotNotFound  BackupFileNotFound  HostFileNotHeld
-    │   ├── OperationNotFound  TokenNotFound
+    │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
-    │   └── TokenExists
+    │   └── TokenExists  RetentionDisabled
     ├── HostUnreachable              502
     │   ├── HostTimeout              504
     │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
@@ -34,15 +34,18 @@
 from agent.web.errors import Error
 from controller.errors.conflict import (
     BackupFileOwned,
+    ClonesFailed,
     Conflict,
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
     OperationCancelled,
     OperationNotCancellable,
     OwnerReserved,
+    RetentionDisabled,
     SnapshotBusy,
     SnapshotExists,
     SnapshotPartlyDeleted,
@@ -51,6 +54,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmExists,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -71,6 +75,7 @@ from controller.errors.missing import (
     HostNotFound,
     NotFound,
     OperationNotFound,
+    RetentionPolicyNotFound,
     SnapshotNotFound,
     TokenNotFound,
     VmNotFound,
@@ -89,6 +94,7 @@ __all__ = [
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
+    "ClonesFailed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",
@@ -103,6 +109,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
     "HostUnreachable",
@@ -116,6 +123,8 @@ __all__ = [
     "OperationNotFound",
     "OutcomeUnknown",
     "OwnerReserved",
+    "RetentionDisabled",
+    "RetentionPolicyNotFound",
     "SnapshotBusy",
     "SnapshotExists",
     "SnapshotNotFound",
@@ -127,6 +136,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmExists",
     "VmNotFound",
     "VmNowhere",
 ]

@@ -19,6 +19,16 @@ class HostUrlTaken(Conflict):
     )
 
 
+class HostIsAnother(Conflict):
+    """The agent at a new address is not the one that was enrolled under this name."""
+
+    code, message = (
+        "host-is-another",
+        "The agent at {url} is not the one that is enrolled as {name}; nothing was changed. Enrol it under a name of "
+        "its own; where it has lost its state directory, take {name} out first: its snapshots and copies stay",
+    )
+
+
 class HostExists(Conflict):
     """A host of this name is enrolled already."""
 
@@ -65,6 +75,19 @@ class VmBusy(Conflict):
 
     code = "vm-busy"
     message = "VM {vm} has {count} operation(s) that have not ended; nothing was changed. Wait for them or cancel them"
+
+
+class VmExists(Conflict):
+    """The UUID given for a clone belongs to another VM."""
+
+    code, message = "vm-exists", "VM {name} has the UUID {vm}; nothing was changed. Use a new UUID"
+
+
+class ClonesFailed(Conflict):
+    """Some of several clones could not be made. ``clones`` names those that were, ``failed`` the others."""
+
+    code = "clones-failed"
+    message = "{count} of {total} clones could not be made: {reasons}. Of these nothing is left, the others stand"
 
 
 class SnapshotExists(Conflict):
@@ -151,3 +174,9 @@ class TokenExists(Conflict):
         "token-exists",
         "A token named {name} is in force; nothing was changed. Revoke it or choose another name",
     )
+
+
+class RetentionDisabled(Conflict):
+    """The retention policy is not in force."""
+
+    code, message = "retention-disabled", "Retention policy {name} is disabled; nothing was changed. Enable it first"

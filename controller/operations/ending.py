@@ -55,11 +55,16 @@ def recorded(operation: UUID, new: NewGroup) -> None:
         operations.progress(operation, memo={"recorded": True})
 
 
-def concluded(operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any]) -> None:
-    """Record a commit and remember the operation's result, which a later run answers with."""
+def concluded(
+    operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any], memo: str = CONCLUDED
+) -> None:
+    """Record a commit and remember the operation's result, which a later run answers with.
+
+    Under another name than ``CONCLUDED`` it is the result of a part, and the operation goes on.
+    """
     with write():
         committed(ending, view)
-        operations.progress(operation, memo={CONCLUDED: result})
+        operations.progress(operation, memo={memo: result})
 
 
 def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:

@@ -168,7 +168,7 @@ class Engine:
         uuid = row.operation.uuid
         if uuid in self._jobs:
             return
-        job = Job(row, self.db, self.hosts, self.limits.patience)
+        job = Job(row, self.db, self.hosts, self.limits.patience, nudge=self.nudge)
         task = asyncio.create_task(self._run(job), name=f"operation {uuid}")
         self._jobs[uuid] = (job, task)
         task.add_done_callback(lambda _: self._ended(uuid))

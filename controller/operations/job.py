@@ -65,6 +65,8 @@ class Job:
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
     cancelled: bool = False
+    #: Wakes the engine for operations that this one has queued.
+    nudge: Callable[[], None] = lambda: None
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
     stoppable: bool = False
 
@@ -119,6 +121,10 @@ class Job:
     def in_doubt(self) -> bool:
         """Whether a commit may have been sent whose end is not in the records yet."""
         return bool(self._sealed - self._refuted - self._recorded)
+
+    def doubts(self, transaction: UUID) -> bool:
+        """Whether this transaction's commit may have been sent, and its end is not in the records yet."""
+        return transaction in self._sealed - self._refuted - self._recorded
 
     def is_sealed(self, transaction: UUID) -> bool:
         """Whether this transaction's commit may have been sent, now or before a restart."""

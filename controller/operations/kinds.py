@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 from controller.operations import (
     backup_host_files,
+    clone,
     repair,
+    restore_host_files,
+    retention_apply,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -19,10 +22,14 @@ KINDS: Mapping[str, Run] = {
     "snapshot-create": snapshot_create.run,
     "snapshot-revert": revert.run,
     "snapshot-delete": snapshot_delete.run,
+    "snapshot-clone": clone.run,
     "snapshot-ungroup": ungroup.run,
+    "vm-clone": clone.run_of_vm,
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
+    "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }

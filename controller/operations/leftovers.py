@@ -6,12 +6,13 @@ or ``deleting``. The host that was told to commit decides; until it has said so 
 
 from uuid import UUID
 
+from agent.wire.base import utc_now
 from agent.wire.snapshot import Snapshot
 from controller.db import read
 from controller.operations import ending, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
-from controller.store import groups, operations, snapshots
+from controller.store import clones, groups, operations, snapshots
 
 _OPEN = ("creating", "reverting", "deleting")
 _AT_ONCE = 1000  # leftovers are a handful after a bad day; a page is bounded all the same
@@ -27,6 +28,18 @@ async def settle(job: Job) -> None:
         await _settle_one(Job(row, job.db, job.hosts, job.patience), promised)
     for one in await job.db.run(_open_snapshots, job.vm, own):
         await _settle_unclaimed(job, one)
+    for left in await job.db.run(clones.unfinished, job.vm, job.uuid):
+        await _settle_clone(job, left)
+
+
+async def _settle_clone(job: Job, left: clones.Unfinished) -> None:
+    """Ask the host that was to make a clone whether it did, and record it."""
+    old = Job(await job.db.run(operations.job, left.operation), job.db, job.hosts, job.patience)
+    view = await transaction.outcome_of(old, left.transaction)
+    if view is not None and view.state == "committed":
+        await job.db.run(clones.ready, left.vm, left.transaction, None, utc_now())
+    else:
+        await job.db.run(clones.undone, left.vm, left.transaction)
 
 
 async def _settle_one(old: Job, promised: Ending) -> None:

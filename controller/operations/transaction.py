@@ -18,7 +18,14 @@ from agent.web.log import kv
 from agent.wire.host_file import HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import ENDED, Transaction, TransactionRequest
-from controller.errors import CaptureCorrupt, HostFileTooLarge, HostUnreachable, OutcomeUnknown, TransactionAborted
+from controller.errors import (
+    CaptureCorrupt,
+    HostFileTooLarge,
+    HostUnreachable,
+    OperationCancelled,
+    OutcomeUnknown,
+    TransactionAborted,
+)
 from controller.operations.job import Job
 from controller.store.contents import Held, Packed, pack
 
@@ -74,6 +81,9 @@ async def prepare(job: Job, id: UUID, request: TransactionRequest) -> Transactio
             raise
         view = await asked(partial(_look_again, job, id, err))
     while view.state == "preparing":
+        if job.cancelled and not job.sealed:
+            raise OperationCancelled(operation=job.uuid)
+        await job.progress(view.done_bytes, view.total_bytes)
         await asyncio.sleep(job.patience.poll_s)
         view = await asked(partial(job.client.transaction, id))
     if view.state in {"aborting", "aborted"}:

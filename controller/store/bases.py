@@ -14,6 +14,7 @@ from agent.wire.transaction import DoomedVolume, VolumeOutcome
 from agent.wire.vm import HostVm
 from controller.db import read, write
 from controller.models import VmDefinition, VolumeSnapshot
+from controller.store import clones
 
 
 @dataclass(frozen=True, order=True)
@@ -25,10 +26,14 @@ class Child:
 
 
 def children(host: str, path: str) -> list[Child]:
-    """Return what stands directly on a file, by the records: as new as the last look at the host."""
+    """Return what stands directly on a file, by the records: as new as the last look at the host.
+
+    A linked clone that the host has not shown yet is told by the record of its making.
+    """
     with read():
+        found = {Child(made, vm) for vm, made in clones.unseen_on(host, path)}
         standing = (VolumeSnapshot.host == host, VolumeSnapshot.backing == path, ~VolumeSnapshot.merged)
-        found = {Child(row.path, row.vm_id) for row in VolumeSnapshot.select().where(*standing)}
+        found |= {Child(row.path, row.vm_id) for row in VolumeSnapshot.select().where(*standing)}
         for row in VmDefinition.select().where(VmDefinition.host == host):
             disks = msgspec.convert(row.facts, HostVm).disks
             tops = (disk.chain[0] for disk in disks if disk.chain)

@@ -14,7 +14,7 @@ from agent.wire.fleet import VmHostFile
 from agent.wire.host_file import HostFileType
 from controller.db import read, write
 from controller.errors import HostFileNotHeld, VmNotFound
-from controller.models import Content, HostFile, Vm
+from controller.models import Clone, Content, HostFile, Vm
 from controller.store import contents
 from controller.store.contents import Held
 
@@ -37,8 +37,10 @@ def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileTy
     """Mark the VM's host files on this host as older than the VM's state. Raises VmNotFound.
 
     ``types``: those that the VM has; by default what its firmware and TPM say. The mark only moves forward.
+    A clone's firmware state is its own from now on.
     """
     with write():
+        Clone.update(started=True).where(Clone.vm == vm).execute()
         wanted = set(types) | _types_of(vm) | {row.type for row in _rows(vm, host)}
         for type_ in sorted(wanted):
             row = _ensure(vm, host, type_)
@@ -119,6 +121,14 @@ def shown(vms: Mapping[UUID, str | None]) -> dict[UUID, list[VmHostFile]]:
         chosen = (_choose([kept for kept in all_kept if kept.type == type_], vms[uuid]) for type_ in types)
         result[uuid] = [_wire(kept) for kept in chosen if kept is not None]
     return result
+
+
+def best(vm: UUID, host: str | None) -> list[Kept]:
+    """Return the copy of each type that a VM on this host has as its own: that host's, else the newest of any."""
+    found = of_vm(vm)
+    types = sorted({kept.type for kept in found})
+    chosen = (_choose([kept for kept in found if kept.type == type_], host) for type_ in types)
+    return [kept for kept in chosen if kept is not None]
 
 
 def vms_with_copies() -> Any:

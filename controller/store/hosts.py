@@ -14,7 +14,7 @@ from agent.wire import fleet as wire
 from agent.wire.host import HostFacts
 from controller.db import write
 from controller.errors import HostBusy, HostExists, HostNotFound, HostUrlTaken
-from controller.models import Host, VmDefinition
+from controller.models import Clone, Host, HostFile, Operation, Vm, VmDefinition, VolumeSnapshot
 from controller.store import events, operations, vms
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -62,6 +62,36 @@ def endpoint(name: str) -> Endpoint:
     """Return how to reach it, with its secret. Raises HostNotFound."""
     row = _row(name)
     return Endpoint(name=row.name, url=row.url, token=Secret(_open(row.agent_token)), fingerprint=row.fingerprint)
+
+
+def change(name: str, after: Endpoint) -> None:
+    """Reach a host as ``after`` says, under that name; event ``host.changed``. All that is kept follows the new name.
+
+    Raises HostNotFound, HostExists, HostUrlTaken; HostBusy for a new name while work on it has not ended.
+    """
+    with write():
+        _row(name)
+        other = Host.get_or_none(Host.url == after.url, Host.name != name)
+        if other is not None:
+            raise HostUrlTaken(name=other.name, url=after.url)
+        if after.name != name:
+            _rename(name, after.name)
+        _update(after.name, url=after.url, agent_token=_seal(after.token.reveal()), fingerprint=after.fingerprint)
+        events.append("host.changed", host=after.name, data={"name": after.name, "was": name, "url": after.url})
+
+
+def _rename(name: str, new: str) -> None:
+    """Copy the row, let everything that names it name the copy, and drop the row: keys may not dangle in between."""
+    if Host.get_or_none(Host.name == new) is not None:
+        raise HostExists(name=new)
+    if count := operations.open_count(host=name):
+        raise HostBusy(name=name, count=count)
+    row: Any = Host.select().where(Host.name == name).dicts().get()
+    Host.create(**{**row, "name": new})
+    for model in (Vm, VmDefinition, HostFile, VolumeSnapshot, Clone, Operation):
+        model.update(host=new).where(model.host == name).execute()
+    Host.delete().where(Host.name == name).execute()
+    vms.settle_all(new)
 
 
 def remove(name: str) -> None:

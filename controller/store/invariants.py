@@ -6,25 +6,38 @@ from uuid import UUID
 from peewee import SqliteDatabase, fn
 
 from controller.db import read
-from controller.models import BackupFile, Content, HostFile, Operation, Snapshot, Vm, VolumeSnapshot, database
+from controller.models import BackupFile, Clone, Content, HostFile, Operation, Snapshot, Vm, VolumeSnapshot, database
 from controller.store import bases, operations
 
 
 def orphans() -> list[str]:
     """Return what belongs to nothing or contradicts itself, one sentence each; empty when all is well."""
-    checks: tuple[Callable[[], Iterator[str]], ...] = (_contents, _backup_files, _groups, _trees, _operations, _keys)
+    checks: tuple[Callable[[], Iterator[str]], ...] = (
+        _contents,
+        _backup_files,
+        _groups,
+        _trees,
+        _clones,
+        _operations,
+        _keys,
+    )
     with read():
         return [sentence for check in checks for sentence in check()]
 
 
 def unsettled() -> list[str]:
-    """Return snapshots on which work began while none of their VM's operations is open: nobody would end it."""
+    """Return snapshots and clones on which work began and none of their VM's operations is open to end it."""
     with read():
         begun = Snapshot.select().where(Snapshot.state.in_(["creating", "reverting", "deleting"]))
+        clones = Clone.select().where(Clone.state == "creating")
         return [
             f"snapshot {row.uuid} is {row.state} and no operation works on it"
             for row in begun
             if not operations.open_count(vm=row.vm_id, parked=False)
+        ] + [
+            f"clone {row.vm} is creating and no operation works on it"
+            for row in clones
+            if not operations.open_count(vm=row.source, parked=False)
         ]
 
 
@@ -87,6 +100,13 @@ def _goes_round(uuid: UUID, rows: dict[UUID, Snapshot]) -> bool:
         seen.add(at)
         at = rows[at].parent_id
     return at in seen
+
+
+def _clones() -> Iterator[str]:
+    known = {row.uuid for row in Vm.select(Vm.uuid)}
+    for row in Clone.select().where(Clone.state == "ready"):
+        if row.vm not in known:
+            yield f"clone {row.vm} is recorded and no such VM is known"
 
 
 def _operations() -> Iterator[str]:

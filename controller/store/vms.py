@@ -8,10 +8,11 @@ from uuid import UUID
 import msgspec
 
 from agent.wire import fleet as wire
+from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Snapshot, Vm, VmDefinition, VolumeSnapshot
+from controller.models import BackupFile, Clone, Host, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -35,11 +36,26 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
+def settle_all(host: str) -> None:
+    """Decide anew where each VM of a host is: the host has another name."""
+    with write():
+        for uuid in on_host(host):
+            _settle(uuid, None)
+
+
 def record_one(host: str, vm: HostVm, at: datetime) -> None:
     """Record one VM that a host defines."""
     with write():
         _define(host, vm)
         _settle(vm.uuid, at)
+
+
+def announce(uuid: UUID, name: str, host: str) -> None:
+    """Record a VM that this host has just made, before it has shown it; one that is known stays as it is."""
+    with write():
+        if Vm.get_or_none(Vm.uuid == uuid) is None:
+            there = Host.get_or_none(Host.name == host)
+            Vm.create(uuid=uuid, name=name, host=there, state="unknown", firmware="bios", disks=[])
 
 
 def get(uuid: UUID) -> wire.Vm:
@@ -111,8 +127,10 @@ def page(
 def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``. A VM that a host still defines comes back
-    with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
+    ``but`` is the operation that asks. Event ``vm.forgotten``, with the frozen files that nobody looks after any more:
+    hidden bases too, since what is left of the VM's disks may stand on them, and nothing would tell. A VM that a host
+    still defines comes back with that host's next inventory, without its history. Raises VmNotFound, VmBusy,
+    SnapshotProtected.
     """
     with write():
         vm = get(uuid)
@@ -122,8 +140,9 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
         protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
         if protected is not None:
             raise SnapshotProtected(snapshot=protected.uuid)
+        left = _frozen(uuid)
         _remove(uuid)
-        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name, "files": left})
     return vm
 
 
@@ -132,12 +151,20 @@ def forget_traceless() -> None:
     with write():
         kept = [
             ~Vm.uuid.in_(Snapshot.select(Snapshot.vm)),
+            ~Vm.uuid.in_(VolumeSnapshot.select(VolumeSnapshot.vm)),  # hidden bases, for what stands on them
             ~Vm.uuid.in_(host_files.vms_with_copies()),
+            ~Vm.uuid.in_(RetentionPolicy.select(RetentionPolicy.vm).where(RetentionPolicy.vm.is_null(False))),
             ~Vm.uuid.in_(BackupFile.select(BackupFile.owner_uuid).where(BackupFile.owner_kind == "vm")),
         ]
         for row in list(Vm.select().where(Vm.host.is_null(), *kept)):
             if not operations.open_count(vm=row.uuid):
                 _remove(row.uuid)
+
+
+def _frozen(uuid: UUID) -> list[dict[str, str]]:
+    own = (VolumeSnapshot.vm == uuid, ~VolumeSnapshot.merged)
+    rows = VolumeSnapshot.select().where(*own).order_by(VolumeSnapshot.host, VolumeSnapshot.path)
+    return [{"host": row.host, "path": row.path} for row in rows]
 
 
 def _remove(uuid: UUID) -> None:
@@ -148,6 +175,7 @@ def _remove(uuid: UUID) -> None:
     Snapshot.delete().where(Snapshot.vm == uuid).execute()
     VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
+    Clone.delete().where(Clone.vm == uuid).execute()
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()
     contents.sweep()
@@ -208,6 +236,7 @@ def _wires(rows: list[Vm]) -> list[wire.Vm]:
         for one in Snapshot.select(Snapshot.uuid, Snapshot.vm).where(Snapshot.vm.in_(uuids), Snapshot.current)
     }
     files = host_files.shown({row.uuid: row.host_id for row in rows})
+    origins = {one.vm: _origin(one) for one in Clone.select().where(Clone.vm.in_(uuids), Clone.state == "ready")}
     return [
         wire.Vm(
             uuid=row.uuid,
@@ -221,6 +250,18 @@ def _wires(rows: list[Vm]) -> list[wire.Vm]:
             current_snapshot=current.get(row.uuid),
             disks=msgspec.convert(row.disks, list[Disk]),
             host_files=files[row.uuid],
+            clone=origins.get(row.uuid),
         )
         for row in rows
     ]
+
+
+def _origin(row: Clone) -> CloneOrigin:
+    return CloneOrigin(
+        vm=row.source,
+        snapshot=row.snapshot,
+        mode=row.mode,
+        tpm=row.tpm,
+        started=row.started,
+        created_at=row.created_at,
+    )

@@ -110,6 +110,10 @@ class FakeHypervisor:
             self.add(xml)
         return uuid
 
+    async def undefine(self, uuid: UUID) -> None:
+        self._check()
+        self.by_uuid.pop(uuid, None)
+
     async def versions(self) -> Versions:
         self._check()
         return Versions(libvirt="9.0.0", qemu="7.2.17")

@@ -18,12 +18,15 @@ from agent.wire.host_file import HostFiles
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
+    CloneRequest,
+    RestoreRequest,
     RevertRequest,
     Transaction,
     TransactionRequest,
 )
 from agent.wire.upkeep import CheckedImages, CheckImages, Leftovers, RemovedLeftovers, RemoveLeftovers
-from tests.controller.fake_host import FakeHost, FakeVm, Refusal, Running, digest, host_file
+from tests.controller.fake_host import FakeHost
+from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 TOKEN = "token-of-the-fake-agent"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -141,8 +144,9 @@ class FakeAgent(FakeHost):
             if known.view.state == "aborted" and known.view.error is not None:
                 return problem(known.view.error)
             return answer(known.view)
-        vm = self.find_vm(wanted.vm)
-        self.check_free(vm)
+        vm = self.find_vm(wanted.source if isinstance(wanted, CloneRequest) else wanted.vm)
+        if not isinstance(wanted, CloneRequest):
+            self.check_free(vm)
         self.transactions[key] = self.prepare(key, vm, wanted)
         return answer(self.transactions[key].view)
 
@@ -165,7 +169,7 @@ class FakeAgent(FakeHost):
 
     async def _upload(self, request: web.Request) -> web.Response:
         running, data = self._transaction(request), await request.read()
-        assert isinstance(running.request, RevertRequest)
+        assert isinstance(running.request, RevertRequest | CloneRequest | RestoreRequest)
         for ref in running.request.host_files:
             if ref.type == request.match_info["type"] and ref.sha256 == digest(data):
                 running.uploaded[ref.type] = data

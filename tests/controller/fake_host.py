@@ -1,10 +1,8 @@
 """A host in memory: what a fake agent knows and does, without libvirt, disks or a journal."""
 
 import asyncio
-import hashlib
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -12,67 +10,24 @@ import msgspec
 from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
 from agent.wire.host import HostFacts
-from agent.wire.host_file import FORMATS, HostFile, HostFileType, MissingHostFile
+from agent.wire.host_file import HostFileType, MissingHostFile
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
+    CloneRequest,
     DeleteRequest,
     FrozenFile,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
     TransactionRequest,
+    TransactionState,
     VolumeOutcome,
 )
 from agent.wire.upkeep import ImageState, Leftover
-from agent.wire.vm import Disk, Guard, HostVm, Image, VmState
-
-SIZE = 1 << 30
-
-
-class Refusal(Exception):
-    """Answered as a Problem."""
-
-    def __init__(self, status: int, code: str, **facts: Any) -> None:
-        self.problem = Problem(title=code, status=status, code=code, detail=f"{code}; nothing was touched", facts=facts)
-        super().__init__(code)
-
-
-@dataclass
-class FakeFile:
-    """One image file: what it stands on and how often it was written."""
-
-    backing: str | None
-    version: int = 0
-
-
-@dataclass
-class FakeVm:
-    """One domain: its tops by target, its host files, and types that cannot be read."""
-
-    uuid: UUID
-    name: str
-    tops: dict[str, str]
-    host_files: dict[HostFileType, bytes]
-    expected: list[HostFileType]
-    state: VmState = "shut-off"
-    broken: dict[HostFileType, str] = field(default_factory=dict)
-    guard: Guard | None = None
-
-
-@dataclass
-class Running:
-    """A transaction with what the answer does not carry."""
-
-    request: TransactionRequest
-    view: Transaction
-    captured: dict[HostFileType, bytes] = field(default_factory=dict)
-    uploaded: dict[HostFileType, bytes] = field(default_factory=dict)
-
-
-def digest(data: bytes) -> str:
-    """Return the SHA-256 as the wire carries it."""
-    return hashlib.sha256(data).hexdigest()
+from agent.wire.vm import Disk, HostVm, Image
+from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, digest, host_file
 
 
 class FakeHost:
@@ -88,6 +43,8 @@ class FakeHost:
         self.undeletable: set[str] = set()
         self.piecemeal = False
         self.linger = 0
+        self.uncloneable: set[str] = set()
+        self.copying = False
         self.slow_merges = False
         self.half_written: set[str] = set()
         self.changed = asyncio.Event()
@@ -152,12 +109,13 @@ class FakeHost:
                 raise Refusal(409, "domain-busy", name=vm.name)
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
+        """Begin a transaction; ``vm`` is the source of a clone."""
         now = utc_now()
         view = Transaction(
             id=id,
             kind=KINDS[type(wanted)],
-            vm=vm.uuid,
-            snapshot=wanted.snapshot,
+            vm=wanted.vm,
+            snapshot=getattr(wanted, "snapshot", None),
             state="prepared",
             started_at=now,
             lease_expires_at=now + timedelta(seconds=wanted.lease_s),
@@ -167,9 +125,19 @@ class FakeHost:
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
             return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, RestoreRequest):
+            return self._prepare_restore(vm, wanted, view)
+        if isinstance(wanted, CloneRequest):
+            return self._prepare_clone(wanted, view)
         for volume in wanted.volumes:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
+
+    def _prepare_restore(self, vm: FakeVm, wanted: RestoreRequest, view: Transaction) -> Running:
+        new = {ref.type: ref.sha256 for ref in wanted.host_files}
+        captured = {kind: data for kind, data in vm.host_files.items() if kind in new and digest(data) != new[kind]}
+        view = msgspec.structs.replace(view, host_files=[host_file(kind, data) for kind, data in captured.items()])
+        return Running(wanted, view, captured)
 
     def _prepare_snapshot(self, vm: FakeVm, wanted: SnapshotRequest, view: Transaction) -> Running:
         if unknown := set(wanted.exclude) - set(vm.tops):
@@ -210,6 +178,40 @@ class FakeHost:
         )
         return Running(wanted, view, captured)
 
+    def _prepare_clone(self, wanted: CloneRequest, view: Transaction) -> Running:
+        for vm in self.vms.values():
+            if wanted.name == vm.name or wanted.vm == vm.uuid:
+                raise Refusal(409, "domain-exists", name=vm.name)
+        if wanted.name in self.uncloneable:
+            raise Refusal(409, "no-space", name=wanted.name)
+        held = {ref.type for ref in wanted.host_files}
+        types: list[HostFileType] = ["nvram"] if wanted.tpm == "reset" else ["nvram", "tpm"]
+        needed = [kind for kind in types if kind in self.vms[wanted.source].expected]
+        if missing := [kind for kind in needed if kind not in held]:
+            raise Refusal(409, "host-file-missing", type=missing[0])
+        for volume in wanted.volumes:
+            if volume.path not in self.files or self.fingerprint(volume.path) != volume.fingerprint:
+                raise Refusal(409, "frozen-file-altered", target=volume.target, path=volume.path)
+        volumes = [self._frozen(view.id, one.target, one.path) for one in wanted.volumes]
+        state: TransactionState = "preparing" if wanted.mode == "full" and self.copying else "prepared"
+        return Running(wanted, msgspec.structs.replace(view, state=state, volumes=volumes, expected=needed))
+
+    def _make_clone(self, running: Running, wanted: CloneRequest) -> None:
+        if waiting := {*running.view.expected} - set(running.uploaded):
+            raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        made = FakeVm(
+            uuid=wanted.vm,
+            name=wanted.name,
+            tops={},
+            host_files=dict(running.uploaded),
+            expected=self.vms[wanted.source].expected,
+        )
+        self.vms[wanted.vm] = made
+        for volume in running.view.volumes:
+            self._overlay(made, volume.target, volume.overlay, volume.path)
+            if wanted.mode == "full":
+                self.files[volume.overlay] = FakeFile(backing=None)
+
     def _capture(self, vm: FakeVm, policy: str) -> dict[HostFileType, bytes]:
         if policy == "none":
             return {}
@@ -220,7 +222,10 @@ class FakeHost:
     def missing(self, vm: FakeVm) -> list[MissingHostFile]:
         return [
             MissingHostFile(
-                type=kind, path=f"/host/{kind}", code="host-file-damaged", reason=vm.broken.get(kind, "it is gone")
+                type=kind,
+                path=f"/host/{kind}",
+                code="host-file-damaged" if kind in vm.broken else "host-file-missing",
+                reason=vm.broken.get(kind, "it is gone"),
             )
             for kind in vm.expected
             if kind in vm.broken or kind not in vm.host_files
@@ -262,12 +267,16 @@ class FakeHost:
         return [name for name, file in self.files.items() if file.backing == path]
 
     def switch(self, running: Running) -> None:
-        vm, view = self.vms[running.view.vm], running.view
+        view = running.view
         if isinstance(running.request, SnapshotRequest):
             for volume in view.volumes:
-                self._overlay(vm, volume.target, volume.overlay, volume.path)
+                self._overlay(self.vms[view.vm], volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
-            self._put_back(vm, running, running.request)
+            self._put_back(self.vms[view.vm], running, running.request)
+        elif isinstance(running.request, RestoreRequest):
+            self._receive(self.vms[view.vm], running, running.request)
+        elif isinstance(running.request, CloneRequest):
+            self._make_clone(running, running.request)
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
@@ -280,15 +289,20 @@ class FakeHost:
         self.files[overlay] = FakeFile(backing=backing)
         vm.tops[target] = overlay
 
-    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+    def _receive(self, vm: FakeVm, running: Running, wanted: RevertRequest | RestoreRequest) -> None:
         if waiting := {ref.type for ref in wanted.host_files} - set(running.uploaded):
             raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        vm.host_files.update(running.uploaded)
+        for kind in running.uploaded:
+            vm.broken.pop(kind, None)
+
+    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+        self._receive(vm, running, wanted)
         for volume in wanted.volumes:
             old = vm.tops[volume.target]
             self._overlay(vm, volume.target, f"/images/cf-{running.view.id}.{volume.target}.qcow2", volume.path)
             if wanted.undo is None and not self._children(old):
                 del self.files[old]
-        vm.host_files.update(running.uploaded)
         for kind in wanted.remove:
             vm.host_files.pop(kind, None)
         if not wanted.alone:
@@ -367,22 +381,3 @@ class FakeHost:
             chain_depth=len(images),
             chain=images,
         )
-
-
-KINDS: dict[type, Literal["snapshot", "revert", "delete"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-}
-
-
-def host_file(kind: HostFileType, data: bytes) -> HostFile:
-    """Describe bytes as the agent does."""
-    return HostFile(
-        type=kind,
-        path=f"/host/{kind}",
-        format=FORMATS[kind],
-        size_bytes=len(data),
-        sha256=digest(data),
-        mtime=utc_now(),
-    )

@@ -11,10 +11,20 @@ from uuid import UUID, uuid4
 
 from agent.wire.base import Request, utc_now
 from agent.wire.operation import Operation
+from agent.wire.retention import SetRetention
 from agent.wire.upkeep import Leftover
 from agent.wire.vm import Guard
-from controller.operations import backup_host_files, repair, ungroup, verify, verify_all
-from controller.store import contents, host_files
+from controller.operations import (
+    backup_host_files,
+    repair,
+    restore_host_files,
+    retention_apply,
+    ungroup,
+    verify,
+    verify_all,
+)
+from controller.operations.clone import Target, WantedOfVm
+from controller.store import contents, host_files, retention
 from tests.controller.world import HOST, World
 
 Act = Callable[[World], Awaitable[Operation]]
@@ -33,6 +43,8 @@ class Scenario:
     prepare: Callable[[World], Awaitable[None]] = nothing
     #: Whether records and host agree only once it has succeeded.
     mends: bool = False
+    #: Whether it is made of parts that stand for themselves: a snapshot to clone from, deletions that it asked for.
+    parts_stand: bool = False
     #: Strike each point once, however often it comes: what it does again, other scenarios do.
     once: bool = False
 
@@ -112,6 +124,29 @@ async def tidy(one: World) -> Operation:
     return await of_the_fleet(one, "fleet-repair", repair.Wanted())
 
 
+async def clone_twice(one: World) -> Operation:
+    return await one.clone(await named(one, "first"), "a", "b", tpm="copy")
+
+
+async def clone_as_it_stands(one: World) -> Operation:
+    return await one.act("vm-clone", WantedOfVm(targets=[Target(name="a")]))
+
+
+async def put_host_files_back(one: World) -> Operation:
+    wanted = restore_host_files.Wanted(types=["nvram", "tpm"], snapshot=await named(one, "first"))
+    return await one.act("vm-restore-host-files", wanted)
+
+
+async def have_too_many(one: World) -> None:
+    """Leave a snapshot more than the policy keeps."""
+    await one.snapshot(name="second")
+    await one.db.run(retention.put, "last", SetRetention(vm=str(one.vm.uuid), keep_last=1))
+
+
+async def thin_out(one: World) -> Operation:
+    return await of_the_fleet(one, "retention-apply", retention_apply.Wanted(policy="last"))
+
+
 async def read(one: World) -> Operation:
     return await one.sync()
 
@@ -126,6 +161,10 @@ SCENARIOS: dict[str, Scenario] = {
     "revert": Scenario(kind="snapshot-revert", prepare=have_an_undo_point, act=go_back),
     "delete": Scenario(kind="snapshot-delete", act=remove),
     "delete-hidden": Scenario(kind="snapshot-delete", prepare=leave_a_hidden_base, act=remove_sibling),
+    "clone": Scenario(kind="snapshot-clone", act=clone_twice),
+    "clone-vm": Scenario(kind="vm-clone", parts_stand=True, act=clone_as_it_stands),
+    "restore": Scenario(kind="vm-restore-host-files", act=put_host_files_back),
+    "retention": Scenario(kind="retention-apply", once=True, parts_stand=True, prepare=have_too_many, act=thin_out),
     "ungroup": Scenario(kind="snapshot-ungroup", act=give_up_host_files),
     "verify": Scenario(kind="snapshot-verify", act=check_one),
     "verify-all": Scenario(kind="fleet-verify", once=True, act=check_all),

@@ -19,13 +19,13 @@ from agent.wire.snapshot import Snapshot
 from controller.db import Database
 from controller.hosts import Hosts
 from controller.models import VolumeSnapshot, database
-from controller.operations import revert, snapshot_create, snapshot_delete, sync
+from controller.operations import clone, revert, snapshot_create, snapshot_delete, sync
 from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
 from controller.store import bases, invariants, operations, snapshots, vms
 from tests.controller.fake_agent import TOKEN, FakeAgent
-from tests.controller.fake_host import FakeVm
+from tests.controller.fake_machine import FakeVm
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +82,11 @@ class World:
     async def revert(self, snapshot: UUID, **wanted: Any) -> Operation:
         """Revert to a snapshot."""
         return await self.act("snapshot-revert", revert.Wanted(snapshot=snapshot, **wanted))
+
+    async def clone(self, snapshot: UUID, *names: str, **wanted: Any) -> Operation:
+        """Make clones of a snapshot."""
+        targets = [clone.Target(name=name) for name in names]
+        return await self.act("snapshot-clone", clone.Wanted(snapshot=snapshot, targets=targets, **wanted))
 
     async def delete(self, snapshot: UUID) -> Operation:
         """Delete a snapshot."""

@@ -11,6 +11,7 @@ import pytest
 
 from agent.client import AgentClient
 from tests.lab.daemons import AgentDaemon, ControllerDaemon
+from tests.lab.fleet import Fleet
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.waiting import wait_until
@@ -65,6 +66,63 @@ def stack(lab_ready: None, worker_id: str, tmp_path_factory: pytest.TempPathFact
     ):
         controller.add_host(agent)
         yield Stack(host, agent, controller)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fleet of two hosts; ``a`` and ``b`` are its stacks, which share the controller."""
+
+    fleet: Fleet
+    a: Stack
+    b: Stack
+
+    def coldframe(self, *words: str) -> Any:
+        """Run a command as ``Stack.coldframe`` does."""
+        return self.a.coldframe(*words)
+
+    def host(self, name: str) -> dict[str, Any]:
+        """Return a host as it is shown."""
+        shown: dict[str, Any] = self.fleet.get(f"/v1/hosts/{name}")
+        return shown
+
+    def vm(self, guest: Guest) -> dict[str, Any]:
+        """Return a VM as it is shown."""
+        shown: dict[str, Any] = self.fleet.get(f"/v1/vms/{guest.uuid}")
+        return shown
+
+    def told(self, type_: str, **data: Any) -> bool:
+        """Say whether the controller's log has an event with these data."""
+        events = [{**one["data"], **one} for one in self.fleet.events() if one["type"] == type_]
+        return any(all(one.get(key) == value for key, value in data.items()) for one in events)
+
+    def soon(self, what: str, probe: Callable[[], bool], timeout_s: float = 30) -> None:
+        """Wait for what the controller learns by itself."""
+        wait_until(what, probe, timeout_s, every_s=0.1)
+
+
+@pytest.fixture(scope="session")
+def pair(lab_ready: None) -> Iterator[Pair]:
+    """Two hosts with one image directory between them, under one controller."""
+    with Fleet() as fleet:
+        stacks = [Stack(one.host, one.agent, fleet.controller) for one in (fleet.a, fleet.b)]
+        yield Pair(fleet, *stacks)
+
+
+@pytest.fixture
+def moving(pair: Pair) -> Iterator[Callable[..., Guest]]:
+    """A factory for guests on host a that the controller knows; they are gone from both hosts after the test."""
+    made: list[Guest] = []
+
+    def define(name: str = "", **shape: Any) -> Guest:
+        made.append(pair.a.host.define_guest(name or f"moving-{next(_NUMBERS)}", **shape))
+        pair.a.known(made[-1])
+        return made[-1]
+
+    yield define
+    for one in made:
+        pair.b.host.virsh("destroy", str(one.uuid), check=False)
+        pair.b.host.virsh("undefine", "--nvram", "--managed-save", str(one.uuid), check=False)
+        one.remove()
 
 
 @pytest.fixture

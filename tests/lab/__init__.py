@@ -15,7 +15,8 @@
             controller.coldframe("snapshot", "create", "win11", "first")
 
 Modules: ``host`` (LabHost), ``guest``, ``console``, ``disks``, ``tpm``, ``network`` (cables between hosts), ``daemons``
-(our own), ``namespace`` and ``holder`` (what it all stands on), ``fixtures`` (pytest), ``requirements`` (what the
-machine lacks). All calls block. Everything of a host ends with the process that made it, even when that is killed;
-a child that it forks without exec (multiprocessing's fork) must end too, as it holds the same pipe.
+(our own), ``fleet`` (several hosts with shared storage), ``namespace`` and ``holder`` (what it all stands on),
+``fixtures`` (pytest), ``requirements`` (what the machine lacks). All calls block. Everything of a host ends with the
+process that made it, even when that is killed; a child that it forks without exec (multiprocessing's fork) must end
+too, as it holds the same pipe.
 """

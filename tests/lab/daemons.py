@@ -1,12 +1,15 @@
 """The project's own daemons: an agent inside a private host, a controller beside it, and the ``coldframe`` command."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import secrets
 import socket
+import ssl
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from types import TracebackType
@@ -152,6 +155,25 @@ class Daemon:
         """Stop it, if it runs, and start it."""
         self.stop()
         self.start()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate of its own for one daemon: paths as the daemon finds them, and what pins it."""
+
+    cert: Path
+    key: Path
+    fingerprint: str
+
+    @classmethod
+    def make(cls, namespace: Namespace, directory: Path) -> "Certificate":
+        """Make one below ``directory``, a path inside."""
+        cert, key = directory / "daemon.crt", directory / "daemon.key"
+        words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=lab -keyout {} -out {}"
+        namespace.run(words.format(key, cert).split())
+        namespace.path(key).chmod(0o600)
+        der = ssl.PEM_cert_to_DER_cert(namespace.path(cert).read_text())
+        return cls(cert, key, hashlib.sha256(der).hexdigest())
 
 
 class AgentDaemon(Daemon):

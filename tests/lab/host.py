@@ -39,12 +39,16 @@ class LabHost(Namespace):
 
     ``root`` must be short (the path of a unix socket has at most 107 bytes) and not below /run; without one, a
     directory is made under /tmp and removed at the end. ``hook`` puts the project's hooks/qemu in place before
-    libvirtd starts, as libvirtd ignores a hook that comes when there was none at its start.
+    libvirtd starts, as libvirtd ignores a hook that comes when there was none at its start. ``images`` is a directory
+    that takes the place of the host's own images, as shared storage does: give several hosts the same one.
     """
 
-    def __init__(self, name: str, root: Path | None = None, *, hook: bool = True) -> None:
+    def __init__(self, name: str, root: Path | None = None, *, hook: bool = True, images: Path | None = None) -> None:
         where = root or Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
-        super().__init__(name, where, BINDS, devices=True, temporary=root is None)
+        binds = BINDS if images is None else BINDS | {str(IMAGES): str(images.resolve())}
+        if images is not None:
+            (where / BINDS["/var/lib/libvirt"] / "images").mkdir(parents=True)  # what it is mounted on
+        super().__init__(name, where, binds, devices=True, temporary=root is None)
         self._with_hook = hook
         self._libvirtd: Process | None = None
         self.guests: list[Guest] = []

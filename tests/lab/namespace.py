@@ -62,8 +62,9 @@ class Process:
 class Namespace:
     """One set of namespaces. A context manager; ``root`` keeps its files and is made if absent.
 
-    ``binds`` maps a path as seen inside to the directory below ``root`` that takes its place; ``devices`` gives it
-    a small /dev of its own, without /dev/kvm. With ``network=False`` it shares the machine's network and host name.
+    ``binds`` maps a path as seen inside to the directory below ``root``, or an absolute one that others share, that
+    takes its place; one inside another comes later. ``devices`` gives it a small /dev of its own, without /dev/kvm.
+    With ``network=False`` it shares the machine's network and host name.
     With ``temporary`` the whole of ``root`` is removed in the end, also when this process is killed.
     """
 
@@ -167,9 +168,9 @@ class Namespace:
     def path(self, inside: str | Path) -> Path:
         """Map an absolute path as seen inside to where this process finds it; other paths are the same in both."""
         wanted = Path(inside)
-        for target, below in self._binds.items():
+        for target in sorted(self._binds, key=len, reverse=True):
             if wanted.is_relative_to(target):
-                return self.root / below / wanted.relative_to(target)
+                return self.root / self._binds[target] / wanted.relative_to(target)
         return wanted
 
     def argv(self, argv: Sequence[str | Path], cwd: str | Path | None = None) -> list[str]:

@@ -267,3 +267,19 @@ async def test_versions_are_those_of_the_installed_programs(hypervisor: Hypervis
     assert versions.qemu is not None
     assert int(versions.qemu.split(".")[0]) >= 7
     assert Path("/usr/bin/qemu-system-x86_64").exists()
+
+
+async def test_undefining_leaves_every_file_and_can_be_repeated(
+    host: LabHost, guests: GuestFactory, hypervisor: Hypervisor
+) -> None:
+    guest = guests("undefined")
+    guest.start()
+    guest.destroy()
+    files = [host.path(guest.nvram), host.path(guest.tpm_dir / "tpm2-00.permall"), host.path(guest.disk_path("vda"))]
+    await hypervisor.undefine(guest.uuid)
+    await hypervisor.undefine(guest.uuid)
+    assert [path.exists() for path in files] == [True] * 3
+    with pytest.raises(DomainNotFound):
+        await hypervisor.domain(guest.uuid)
+    for path in files[:2]:
+        path.unlink()

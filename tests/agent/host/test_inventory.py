@@ -264,20 +264,48 @@ async def test_what_is_kept_outlives_the_definition(inventory: Inventory, rig: R
 
 
 @pytest.mark.case("P6")
-async def test_a_renamed_domain_is_kept_under_its_old_name_until_its_nvram_follows(
-    inventory: Inventory, rig: Rig, expected: Expected
+@pytest.mark.parametrize("died", [False, True])
+async def test_the_nvram_of_a_renamed_domain_follows_it(
+    inventory: Inventory, rig: Rig, expected: Expected, died: bool
 ) -> None:
     drop_explicit_nvram(rig)
     await inventory.note_host_files(VM)
-    assert expected.read(VM) == ExpectedFiles("win11", None, rig.nvram.parent, rig.tpm)
-
+    before, new = rig.nvram.read_bytes(), rig.nvram.with_name("neu_VARS.fd")
     rig.edit(lambda xml: xml.replace("<name>win11<", "<name>neu<"))
-    await inventory.note_host_files(VM)
-    assert expected.read(VM) == ExpectedFiles("win11", None, rig.nvram.parent, rig.tpm)
+    if died:
+        new.hardlink_to(rig.nvram)
 
-    rig.nvram.rename(rig.nvram.with_name("neu_VARS.fd"))
     await inventory.note_host_files(VM)
+
+    assert (new.read_bytes(), rig.nvram.exists()) == (before, False)
     assert expected.read(VM) == ExpectedFiles("neu", None, rig.nvram.parent, rig.tpm)
+
+
+@pytest.mark.case("P6")
+@pytest.mark.parametrize("obstacle", ["guard", "another domain", "another file", "running"])
+async def test_a_renamed_domain_is_kept_under_its_old_name_while_its_nvram_cannot_follow(
+    inventory: Inventory, rig: Rig, expected: Expected, obstacle: str
+) -> None:
+    drop_explicit_nvram(rig)
+    await inventory.note_host_files(VM)
+    before, new = rig.nvram.read_bytes(), rig.nvram.with_name("neu_VARS.fd")
+    if obstacle == "guard":
+        Guards(rig.state_dir).raise_guard(VM, "neu", OTHER, "snapshot")
+    if obstacle == "another domain":
+        add_domain(rig, OTHER, "win11")
+    if obstacle == "another file":
+        new.write_bytes(b"another's")
+    if obstacle == "running":
+        rig.flags("running")
+    rig.edit(lambda xml: xml.replace("<name>win11<", "<name>neu<"))
+
+    await inventory.note_host_files(VM)
+
+    assert rig.nvram.read_bytes() == before
+    assert new.exists() == (obstacle == "another file")
+    kept = expected.read(VM)
+    assert kept is not None
+    assert (kept.name, kept.nvram_default_dir) == ("win11", rig.nvram.parent)
 
 
 async def test_notes_of_one_domain_take_turns(inventory: Inventory, rig: Rig, expected: Expected) -> None:

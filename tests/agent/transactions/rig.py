@@ -5,6 +5,7 @@ The played hypervisor keeps its definitions in files, so that it outlives an age
 
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -83,12 +84,19 @@ class PlayedHypervisor:
         uuid = UUID(etree.fromstring(xml).findtext("uuid") or "")
         temporary = self.directory / "new"
         temporary.write_text(xml)
-        temporary.replace(self._path(uuid))
+        flags = self._path(uuid, must_exist=False).with_suffix(".flags")
+        flags.touch()
+        temporary.replace(flags.with_suffix(".xml"))
         return uuid
 
-    def _path(self, uuid: UUID) -> Path:
+    async def undefine(self, uuid: UUID) -> None:
+        self._check("undefine")
+        for suffix in (".xml", ".flags"):
+            self._path(uuid, must_exist=False).with_suffix(suffix).unlink(missing_ok=True)
+
+    def _path(self, uuid: UUID, must_exist: bool = True) -> Path:
         path = self.directory / f"{uuid}.xml"
-        if not path.exists():
+        if must_exist and not path.exists():
             raise DomainNotFound(vm=str(uuid))
         return path
 
@@ -111,8 +119,8 @@ class Rig:
 
     def build(self) -> "Rig":
         for directory in (self.images, self.nvram.parent, self.tpm / "tpm2", self.hypervisor.directory):
-            directory.mkdir(parents=True)
-        self.state_dir.mkdir(mode=0o700)
+            directory.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
         self.nvram.write_bytes(nvram(b"A"))
         (self.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(b"A"))
         for target in self.targets:
@@ -172,9 +180,14 @@ class Rig:
             checkpoint=checkpoint,
         )
 
-    def top(self, target: str) -> Path:
-        """Return the file that the domain's definition names for a disk."""
-        root = etree.fromstring((self.hypervisor.directory / f"{VM}.xml").read_text())
+    def lose_host_files(self) -> None:
+        """Do as ``virsh undefine --nvram`` does."""
+        self.nvram.unlink()
+        shutil.rmtree(self.tpm)
+
+    def top(self, target: str, vm: UUID = VM) -> Path:
+        """Return the file that a domain's definition names for a disk."""
+        root = etree.fromstring((self.hypervisor.directory / f"{vm}.xml").read_text())
         (path,) = root.xpath("devices/disk[target/@dev=$target]/source/@file", target=target)
         return Path(path)
 
@@ -188,7 +201,7 @@ class Rig:
     def contents(self) -> dict[str, str]:
         """Hash what the domain would see if it started now: every disk, NVRAM and TPM state."""
         seen = {target: raw_sha256(self.top(target)) for target in self.targets}
-        seen["nvram"] = hashlib.sha256(self.nvram.read_bytes()).hexdigest()
+        seen["nvram"] = hashlib.sha256(self.nvram.read_bytes()).hexdigest() if self.nvram.exists() else "none"
         state = self.tpm / "tpm2" / "tpm2-00.permall"
         seen["tpm"] = hashlib.sha256(state.read_bytes()).hexdigest() if state.exists() else "none"
         return seen

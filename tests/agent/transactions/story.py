@@ -13,10 +13,12 @@ import msgspec
 from agent.transactions.manager import Manager
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.transaction import (
+    CloneRequest,
     DeleteRequest,
     DoomedVolume,
     FrozenVolume,
     HostFileRef,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -55,10 +57,7 @@ def revert_request(taken: Transaction, host_files: dict[HostFileType, bytes], **
         "vm": VM,
         "snapshot": taken.snapshot,
         "volumes": [FrozenVolume(target=v.target, path=v.path, fingerprint=v.fingerprint) for v in taken.volumes],
-        "host_files": [
-            HostFileRef(type=t, format=FORMATS[t], size_bytes=len(d), sha256=hashlib.sha256(d).hexdigest())
-            for t, d in host_files.items()
-        ],
+        "host_files": [ref_of(type_, data) for type_, data in host_files.items()],
         "undo": uuid4(),
         **changes,
     }
@@ -72,6 +71,26 @@ async def revert(manager: Manager, request: RevertRequest, host_files: dict[Host
     for ref in request.host_files:
         await manager.upload(id_, ref.type, chunks(host_files[ref.type]))
     return await manager.commit(id_)
+
+
+async def restore(manager: Manager, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Put host files in place whole."""
+    id_ = uuid4()
+    await manager.put(id_, restore_request(host_files))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, chunks(data))
+    return await manager.commit(id_)
+
+
+def restore_request(host_files: dict[HostFileType, bytes]) -> RestoreRequest:
+    """Ask for host files to be put in place."""
+    return RestoreRequest(vm=VM, host_files=[ref_of(type_, data) for type_, data in host_files.items()])
+
+
+def ref_of(type_: HostFileType, data: bytes) -> HostFileRef:
+    """Announce a host file."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
 
 
 def delete_request(taken: Transaction, children: dict[str, list[str]]) -> DeleteRequest:
@@ -89,6 +108,37 @@ async def delete(manager: Manager, request: DeleteRequest, id_: UUID | None = No
     while manager.get(id_).ended_at is None:
         await asyncio.sleep(0)
     return manager.get(id_)
+
+
+CLONE = UUID("a1d5a6cf-2f2c-4a53-9e4f-6d4b0f0e7c21")
+
+
+def clone_request(taken: Transaction, host_files: dict[HostFileType, bytes], **changes: object) -> CloneRequest:
+    """Ask for a linked clone with a copy of the TPM, as the controller would."""
+    asked = revert_request(taken, host_files)
+    values: dict[str, object] = {
+        "vm": CLONE,
+        "name": "copy of win11",
+        "source": VM,
+        "snapshot": taken.snapshot,
+        "mode": "linked",
+        "tpm": "copy",
+        "domain_xml": taken.domain_xml,
+        "volumes": asked.volumes,
+        "host_files": asked.host_files,
+        **changes,
+    }
+    return CloneRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
+
+
+async def clone(manager: Manager, request: CloneRequest, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Make one clone whole."""
+    id_ = uuid4()
+    view = await manager.put(id_, request)
+    for step in [name.removeprefix("receive ") for name in view.steps if name.startswith("receive ")]:
+        type_: HostFileType = "nvram" if step == "nvram" else "tpm"
+        await manager.upload(id_, type_, chunks(host_files[type_]))
+    return await manager.commit(id_)
 
 
 class Executioner:
@@ -113,6 +163,10 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
         await snapshot(manager)
     elif kind == "revert":
         await revert(manager, msgspec.json.decode(request, type=RevertRequest), host_files)
+    elif kind == "restore":
+        await restore(manager, host_files)
+    elif kind in {"clone", "full-clone"}:
+        await clone(manager, msgspec.json.decode(request, type=CloneRequest), host_files)
     else:
         await delete(manager, msgspec.json.decode(request, type=DeleteRequest))
 

@@ -4,7 +4,8 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -143,23 +144,31 @@ async def test_commit_that_fails_half_way_is_told_as_altered_and_a_repeat_finish
     assert not [one.path for one in first.volumes if Path(one.path).exists()]
 
 
-@pytest.mark.case("D2")
-async def test_disk_that_somebody_writes_to_is_found_before_any_disk_is_begun(rig: Rig, manager: Manager) -> None:
-    first, second = await deletable(rig, manager)
-    asked = story.delete_request(first, {volume.target: [volume.path] for volume in second.volumes})
-    prints = [images.fingerprint(Path(volume.path)) for volume in second.volumes]
-    holder = await asyncio.create_subprocess_exec(
-        "qemu-io", "-f", "qcow2", second.volumes[1].path, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+@asynccontextmanager
+async def held_open(path: str) -> AsyncIterator[None]:
+    """Have an image open as a VM that runs has it: its top for writing, what it stands on for reading alone."""
+    pipe = asyncio.subprocess.PIPE
+    holder = await asyncio.create_subprocess_exec("qemu-io", "-f", "qcow2", path, stdin=pipe, stdout=pipe)
     assert holder.stdin is not None
     assert holder.stdout is not None
     holder.stdin.write(b"length\n")
     await holder.stdin.drain()
     await holder.stdout.readline()
-    with pytest.raises(ImageInUse):
-        await manager.put(uuid4(), asked)
-    holder.stdin.close()
-    await holder.wait()
+    try:
+        yield
+    finally:
+        holder.stdin.close()
+        await holder.wait()
+
+
+@pytest.mark.case("D2")
+async def test_disk_that_somebody_writes_to_is_found_before_any_disk_is_begun(rig: Rig, manager: Manager) -> None:
+    first, second = await deletable(rig, manager)
+    asked = story.delete_request(first, {volume.target: [volume.path] for volume in second.volumes})
+    prints = [images.fingerprint(Path(volume.path)) for volume in second.volumes]
+    async with held_open(second.volumes[1].path):
+        with pytest.raises(ImageInUse):
+            await manager.put(uuid4(), asked)
     assert [images.fingerprint(Path(volume.path)) for volume in second.volumes] == prints
 
 
@@ -252,6 +261,23 @@ async def test_frozen_file_below_another_domains_chain_is_not_written_to(rig: Ri
     assert (await story.delete(manager, asked)).error is None
     assert (rig.contents(), raw_sha256(clone), child.stat().st_ino) == (before, of_clone, inode)
     assert not Path(first.volumes[0].path).exists()
+
+
+@pytest.mark.case("D2")
+async def test_file_that_a_running_clone_stands_on_is_not_rewritten_under_it(rig: Rig, manager: Manager) -> None:
+    _, asked = await heavy_below(rig, manager)
+    child = Path(asked.volumes[1].children[0])
+    clone = rig.images / "clone.qcow2"
+    await qemu_img.create_overlay(clone, child, "qcow2", DISK_BYTES)
+    rig.neighbour("clone", clone)
+    prints = {path: images.fingerprint(path) for path in rig.images.glob("*.cf-*")}
+    async with held_open(str(clone)):
+        with pytest.raises(ImageInUse, match="must be shut off first"):
+            await manager.put(uuid4(), asked)
+        assert {path: images.fingerprint(path) for path in rig.images.glob("*.cf-*")} == prints
+    before, of_clone = rig.contents(), raw_sha256(clone)
+    assert (await story.delete(manager, asked)).error is None
+    assert (rig.contents(), raw_sha256(clone)) == (before, of_clone)
 
 
 @pytest.mark.case("D5")

@@ -19,7 +19,8 @@ from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
-KINDS = ("snapshot", "revert", "delete", "delete-down", "delete-mixed")
+KINDS = ("snapshot", "revert", "restore", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
+CLONES = ("clone", "full-clone")
 #: Which disks hold more below than above, so that their children are committed down and not rebased.
 HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
 
@@ -41,8 +42,14 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
         rig.write_disk(target, 0x50, at="1M", length="2M")
     taken, host_files = await story.snapshot(manager)
     story.change_everything(rig, 0x61)
+    if kind == "restore":
+        rig.lose_host_files()
+        return rig, (b"", host_files)
     if kind == "revert":
         return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
+    if kind in CLONES:
+        asked = story.clone_request(taken, host_files, mode="full" if kind == "full-clone" else "linked")
+        return rig, (msgspec.json.encode(asked), host_files)
     second, _ = await story.snapshot(manager)
     children = {volume.target: [volume.path] for volume in second.volumes}
     return rig, (msgspec.json.encode(story.delete_request(taken, children)), {})
@@ -89,19 +96,39 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     """Hold that nothing is in between: contents, files, guards and definition are of one state or the other."""
     assert rig.guards.all() == {}, point
     new = rig.contents()
+    if kind in CLONES:
+        assert new == old, point
+        check_clone(rig, point, rig.files() - before)
+        return
     added = {path for path in rig.files() - before if path.startswith("images/")}
-    assert not [path for path in rig.files() - before if not path.startswith("images/")], point
+    own = {"nvram/win11_VARS.fd", f"swtpm/{VM}/tpm2/tpm2-00.permall"}  # put back where they were lost
+    assert not [path for path in rig.files() - before - own if not path.startswith("images/")], point
     assert not [path for path in rig.files() if ".coldframe-" in path], point
     if kind == "revert":
         switched = len(added) == len(rig.targets)
         assert switched or not added, point
         assert all((new[part] == old[part]) is not switched for part in old), point
+    elif kind == "restore":
+        host_files = ("nvram", "tpm")
+        assert {part: new[part] for part in rig.targets} == {part: old[part] for part in rig.targets}, point
+        assert len({new[part] == old[part] for part in host_files}) == 1, point
+        assert not added, point
     else:
         assert new == old, point
         gone = before - rig.files()
         assert len(added) in ((0, len(rig.targets)) if kind == "snapshot" else (0,)), point
         assert len(gone) in ((0, len(rig.targets)) if kind.startswith("delete") else (0,)), point
     assert {rig.top(target).exists() for target in rig.targets} == {True}, point
+
+
+def check_clone(rig: Rig, point: str, added: set[str]) -> None:
+    """Hold that a clone is there with all that belongs to it, or that nothing of it is."""
+    assert not [path for path in added if ".coldframe-" in path], point
+    made = f"libvirt/{story.CLONE}.xml" in added
+    assert made or not added, point
+    if made:
+        assert {path.partition("/")[0] for path in added} == {"images", "libvirt", "nvram", "swtpm"}, point
+        assert all(rig.top(target, story.CLONE).exists() for target in rig.targets), point
 
 
 @pytest.mark.case("F1")

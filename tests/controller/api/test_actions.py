@@ -80,6 +80,38 @@ async def test_create_revert_ungroup_and_delete(api: Driver) -> None:
     assert (await api.call("GET", f"/v1/snapshots/{uuid}")).status == 404
 
 
+@pytest.mark.case("C4")
+async def test_clone_a_snapshot_and_a_vm_and_see_what_a_vm_was_cloned_from(api: Driver) -> None:
+    snapshot = await api.one.snapshot()
+    body = {"names": ["a", "b"], "tpm": "copy"}
+    first = await api.done("POST", f"/v1/snapshots/{snapshot}/clone", body, Idempotency_Key="c")
+    assert await api.done("POST", f"/v1/snapshots/{snapshot}/clone", body, Idempotency_Key="c") == first
+    assert [one["name"] for one in first["result"]["clones"]] == ["a", "b"]
+    shown = await (await api.call("GET", "/v1/vms/a")).json()
+    assert (shown["clone"]["snapshot"], shown["clone"]["tpm"]) == (str(snapshot), "copy")
+    uuid = str(uuid4())
+    as_it_stands = await api.done("POST", "/v1/vms/win11/clone", {"names": ["c"], "uuids": [uuid]})
+    assert as_it_stands["result"]["clones"][0]["vm"] == uuid
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"names": []}, "invalid-request"),
+        ({"names": ["a", "a"]}, "invalid-request"),
+        ({"names": ["a"], "uuids": [str(uuid4()), str(uuid4())]}, "invalid-request"),
+        ({"names": ["a"], "mode": "half"}, "invalid-request"),
+        ({"names": ["a/b"]}, "name-invalid"),
+        ({"names": ["--all"]}, "name-invalid"),
+        ({"names": ["a\n"]}, "name-invalid"),
+    ],
+)
+async def test_clones_that_cannot_be_are_refused_at_once(api: Driver, body: Any, code: str) -> None:
+    snapshot = await api.one.snapshot()
+    assert await api.code("POST", f"/v1/snapshots/{snapshot}/clone", body) == code
+    assert await api.code("POST", "/v1/vms/win11/clone", body) == code
+
+
 async def test_without_wait_the_answer_comes_at_once_and_the_operation_can_be_waited_for(api: Driver) -> None:
     answer = await api.call("POST", f"/v1/vms/{api.one.vm.uuid}/sync")
     assert answer.status == 202
@@ -199,6 +231,20 @@ async def test_hosts_are_enrolled_and_taken_out(api: Driver) -> None:
     assert await api.code("POST", "/v1/hosts", body) == "host-exists"
     assert (await api.call("DELETE", "/v1/hosts/kvm2")).status == 204
     assert await api.code("DELETE", "/v1/hosts/kvm2") == "host-not-found"
+
+
+async def test_a_host_is_changed_where_the_caller_saw_it_as_it_is(api: Driver) -> None:
+    where = f"/v1/hosts/{HOST}"
+    seen = await api.call("GET", where)
+    url = (await seen.json())["url"].replace("127.0.0.1", "localhost")
+    for bad in ({}, {"name": "../x"}, {"agent_token": "a\r\nb"}, {"url": "ftp://x"}, {"fingerprint": "zz"}):
+        assert await api.code("PATCH", where, bad) in {"invalid-request", "name-invalid"}, bad
+    changed = await api.call("PATCH", where, {"url": url}, **{"If-Match": seen.headers["ETag"]})
+    assert (changed.status, (await changed.json())["url"]) == (200, url)
+    stale = await api.call("PATCH", where, {"name": "new"}, **{"If-Match": seen.headers["ETag"]})
+    assert (stale.status, (await stale.json())["code"]) == (412, "precondition-failed")
+    assert await api.code("PATCH", "/v1/hosts/nowhere", {"url": url}) == "host-not-found"
+    assert TOKEN not in await changed.text()
 
 
 async def test_a_host_that_cannot_be_used_is_refused_and_not_recorded(api: Driver) -> None:

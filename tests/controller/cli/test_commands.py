@@ -77,6 +77,21 @@ def test_no_wait_prints_the_operation_as_it_is(fake: FakeController, coldframe: 
     assert msgspec.convert(done.json, Operation) == running()
 
 
+def test_clone_prints_the_vms_that_were_made(fake: FakeController, coldframe: Coldframe) -> None:
+    vm = Vm.example()
+    told = {"vm": str(vm.uuid), "name": "a\n", "mode": "full", "host_files": ["nvram"], "left_out": ["vdz"]}
+    ended = msgspec.structs.replace(OPERATION, kind="snapshot-clone", result={"clones": [told], "remarks": ["mind"]})
+    fake.answer("POST", f"{SNAPSHOT_PATH}/clone", ended, status=202)
+    fake.answer("GET", f"/v1/vms/{vm.uuid}", vm)
+    done = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a", "b", "--mode", "full", "--tpm", "copy", "--json")
+    assert msgspec.convert(done.json["items"], list[Vm]) == [vm]
+    asked = fake.sent("POST", f"{SNAPSHOT_PATH}/clone")
+    assert asked.body == {"names": ["a", "b"], "mode": "full", "tpm": "copy", "uuids": []}
+    assert "Idempotency-Key" in asked.headers
+    shown = coldframe("snapshot", "clone", str(SNAPSHOT.uuid), "a").out
+    assert shown == f"a\\n ({vm.uuid}) is a full clone with a new TPM, if it has one\nLeft out: vdz\nmind\n"
+
+
 def test_revert_prints_the_operation_and_names_the_undo_point(fake: FakeController, coldframe: Coldframe) -> None:
     ended = msgspec.structs.replace(OPERATION, kind="snapshot-revert", result={"undo_point": str(UUID(int=1))})
     fake.answer("POST", f"{SNAPSHOT_PATH}/revert", ended, status=202)
@@ -350,3 +365,21 @@ def test_doctor_exits_1_while_something_is_wrong_and_0_once_all_is_repaired(
     mended = coldframe("doctor", "--repair")
     assert mended.status == 0
     assert [line.split()[0] for line in mended.out.splitlines()[::2]] == ["INFO", "REPAIRED", "Nothing"]
+
+
+def test_host_set_sends_what_is_to_change_and_nothing_else(
+    fake: FakeController, coldframe: Coldframe, tmp_path: Path
+) -> None:
+    secret = tmp_path / "agent.token"
+    secret.touch(mode=0o600)
+    secret.write_text("new\n")
+    fake.answer("PATCH", "/v1/hosts/kvm1", Host.example())
+    done = coldframe(
+        "host", "set", "kvm1", "--agent-url", "https://other:7701", "--agent-token-file", str(secret), "--json"
+    )
+    assert msgspec.convert(done.json, Host) == Host.example()
+    nothing = {"name": None, "url": None, "agent_token": None, "fingerprint": None}
+    assert fake.asked[-1].body == nothing | {"url": "https://other:7701", "agent_token": "new"}
+    assert coldframe("host", "set", "kvm1", "--rename", "new", "--fingerprint", "").out == "Host kvm1 is changed\n"
+    assert fake.asked[-1].body == nothing | {"name": "new", "fingerprint": ""}
+    assert coldframe("host", "set", "kvm1").status == 2

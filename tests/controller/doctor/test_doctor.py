@@ -22,7 +22,7 @@ from controller.operations import repair
 from controller.store import backup_files, contents, groups, host_files, hosts, invariants, operations, snapshots, vms
 from tests.controller.factories import held
 from tests.controller.fake_agent import TOKEN
-from tests.controller.fake_host import FakeFile, Running
+from tests.controller.fake_machine import FakeFile, Running
 from tests.controller.world import HOST, World, world
 
 UUID_IN_A_NAME = "0f7c2c54-6a63-4a0e-9d0a-6ad2a0f3c0de"

@@ -69,7 +69,7 @@ async def survives(one: World, scenario: Scenario) -> None:
     if operation is not None and operation.state == "failed":
         assert operation.error is not None
         assert operation.error.detail
-        if operation.error.code != "outcome-unknown":
+        if operation.error.code != "outcome-unknown" and not scenario.parts_stand:
             assert shown(await one.tree()) == before
             assert (one.vm.host_files, one.vm.tops) == (host_files, tops)
     assert SECRET not in str(await all_ended(one))
@@ -133,10 +133,17 @@ async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: st
 async def struck_everywhere(tmp_path: Path, scenario: Scenario, strike: Strike) -> None:
     async with staged(tmp_path, scenario.begin) as stage:
         points, _ = await good_run(stage, scenario)
-        for point in points if strike == "fail" else while_leased(points):
+        for point in half(points) if strike == "fail" else while_leased(points):
             async with stage.world() as one:
                 stage.striker.begin(point, strike)
                 await survives(one, scenario)
+
+
+def half(points: list[str]) -> list[str]:
+    """Leave out every second commit, by turns the moment before and the one after: each is killed at above."""
+    commits = [point for point in points if " database " in point]
+    left_out = {point for number, point in enumerate(commits) if number % 4 in {1, 2}}
+    return [point for point in points if point not in left_out]
 
 
 def while_leased(points: list[str]) -> list[str]:
@@ -170,4 +177,9 @@ async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, 
                 before = shown(await one.tree())
                 stage.striker.begin(point, "kill both")
                 operation = await is_resumed(one, scenario, stage)
-                assert operation is None or operation.state == "succeeded" or shown(await one.tree()) == before
+                assert (
+                    operation is None
+                    or operation.state == "succeeded"
+                    or shown(await one.tree()) == before
+                    or scenario.parts_stand
+                )

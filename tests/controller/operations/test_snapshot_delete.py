@@ -10,7 +10,7 @@ import pytest
 from controller.models import Snapshot
 from controller.operations import snapshot_create, snapshot_delete, sync, ungroup
 from controller.store import backup_files, operations, snapshots
-from tests.controller.fake_host import FakeFile
+from tests.controller.fake_machine import FakeFile
 from tests.controller.world import HOST, World, define, world
 
 

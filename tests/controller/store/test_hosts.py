@@ -1,3 +1,4 @@
+from dataclasses import replace
 from uuid import uuid4
 
 import msgspec
@@ -6,8 +7,8 @@ import pytest
 from agent.wire.host import HostFacts
 from controller.db import Database
 from controller.errors import HostBusy, HostExists, HostNotFound, HostUrlTaken
-from controller.store import events, hosts, operations, snapshots, vms
-from tests.controller.factories import HOST, T0, add_host, add_snapshot, add_vm
+from controller.store import events, host_files, hosts, operations, snapshots, vms
+from tests.controller.factories import HOST, T0, add_host, add_snapshot, add_vm, held
 
 
 @pytest.mark.case("X5")
@@ -93,3 +94,42 @@ async def test_a_host_that_is_not_known_is_not_found(db: Database) -> None:
     for work in (hosts.get, hosts.endpoint, hosts.cursor, hosts.remove):
         with pytest.raises(HostNotFound):
             await db.run(work, "nowhere")
+
+
+async def test_all_that_is_kept_of_a_host_follows_its_new_name(db: Database) -> None:
+    vm = await db.run(add_vm)
+    snapshot = await db.run(add_snapshot, vm)
+    await db.run(host_files.record_sync, vm, HOST, "nvram", held("nvram", b"nvram"), None, T0)
+    work = await db.run(operations.enqueue, "vm-sync", vm, HOST, {})
+    after = replace(await db.run(hosts.endpoint, HOST), name="new")
+    with pytest.raises(HostBusy):
+        await db.run(hosts.change, HOST, after)
+    await db.run(operations.finish, work.uuid, "succeeded")
+    before = await db.run(hosts.get, HOST)
+    await db.run(hosts.change, HOST, after)
+    assert await db.run(hosts.get, "new") == msgspec.structs.replace(before, name="new")
+    assert await db.run(vms.host_of, vm) == "new"
+    assert (await db.run(snapshots.get, snapshot.uuid)).volumes[0].host == "new"
+    assert {kept.host for kept in await db.run(host_files.of_vm, vm)} == {"new"}
+    assert (await db.run(operations.get, work.uuid)).host == "new"
+    assert await db.run(hosts.names) == ["new"]
+
+
+async def test_a_conflict_names_a_host_by_its_new_name(db: Database) -> None:
+    vm = await db.run(add_vm)
+    await db.run(add_host, "b")
+    await db.run(vms.record_one, "b", await db.run(vms.definition, vm, HOST), T0)
+    await db.run(hosts.change, HOST, replace(await db.run(hosts.endpoint, HOST), name="new"))
+    assert (await db.run(vms.get, vm)).conflict == "b, new"
+
+
+async def test_a_host_takes_neither_another_ones_name_nor_its_address(db: Database) -> None:
+    for name in (HOST, "b"):
+        await db.run(add_host, name)
+    end = await db.run(hosts.endpoint, HOST)
+    with pytest.raises(HostExists):
+        await db.run(hosts.change, HOST, replace(end, name="b"))
+    with pytest.raises(HostUrlTaken):
+        await db.run(hosts.change, HOST, replace(end, url="http://b:7701"))
+    found = await db.run(hosts.endpoint, HOST)
+    assert (found.name, found.url) == (end.name, end.url)

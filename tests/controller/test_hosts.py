@@ -1,0 +1,126 @@
+"""Reaching an enrolled agent elsewhere, while work on its host is under way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from agent.web.errors import InvalidRequest, PreconditionFailed
+from agent.wire.fleet import ChangeHost
+from controller.errors import AgentRefusedToken, HostIsAnother, HostUnreachable
+from controller.store import events, hosts
+from tests.controller.fake_agent import FakeAgent
+from tests.controller.world import HOST, World, world
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+        await made.mend()
+        await made.check()
+
+
+@asynccontextmanager
+async def listening(agent: FakeAgent) -> AsyncIterator[str]:
+    """Serve an agent at one more address."""
+    server = TestServer(agent.app())
+    await server.start_server()
+    yield str(server.make_url("")).rstrip("/")
+    await server.close()
+
+
+async def reached(one: World) -> tuple[str, str, str | None]:
+    """Return how the host is reached."""
+    found = await one.db.run(hosts.endpoint, HOST)
+    return found.url, found.token.reveal(), found.fingerprint
+
+
+async def change(one: World, **body: Any) -> Any:
+    return await one.hosts.change(HOST, ChangeHost(**body), lambda: None)
+
+
+@pytest.mark.case("P7")
+async def test_work_that_waits_for_a_lost_host_goes_on_at_its_new_address(one: World) -> None:
+    before = await one.db.run(hosts.get, HOST)
+    await one.snapshot(name="first")
+    commit = one.agent.calls.index("POST /v1/transactions/{id}/commit")
+    one.agent.calls.clear()
+    lost = asyncio.Event()
+
+    async def lose(number: int, _: str) -> None:
+        one.agent.dead = number > commit and not lost.is_set()
+        if one.agent.dead:
+            lost.set()
+
+    one.agent.faults[commit] = "drop-after"
+    one.agent.on_call = lose
+    async with listening(one.agent) as url:
+        making = asyncio.create_task(one.create(name="second"))
+        await lost.wait()
+        one.agent.on_call, one.agent.dead = None, False
+        after = await change(one, url=url)
+        assert (await making).state == "succeeded"
+        assert after.url == url
+        await change(one, url=before.url)
+    told = [event.data["url"] for event in await one.db.run(events.read, 0, 99) if event.type == "host.changed"]
+    assert told == [url, before.url]
+
+
+async def test_another_agent_at_the_new_address_is_refused(one: World) -> None:
+    before = await reached(one)
+    await one.db.run(hosts.move_cursor, HOST, one.agent.log, 3)
+    stranger = FakeAgent()
+    stranger.log = uuid4()
+    async with listening(stranger) as url:
+        with pytest.raises(HostIsAnother, match=HOST):
+            await change(one, url=url)
+    assert await reached(one) == before
+    assert await one.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [
+        ({"url": "ftp://kvm1"}, InvalidRequest),
+        ({"url": "http://127.0.0.1:1"}, HostUnreachable),
+        ({"agent_token": "wrong"}, AgentRefusedToken),
+        ({"fingerprint": "no hex"}, InvalidRequest),
+    ],
+)
+async def test_what_does_not_reach_the_agent_changes_nothing(
+    one: World, body: dict[str, str], refusal: type[Exception]
+) -> None:
+    before = await reached(one)
+    with pytest.raises(refusal):
+        await change(one, **body)
+    assert await reached(one) == before
+    assert await one.snapshot()
+
+
+async def test_a_change_that_the_caller_may_not_make_asks_nobody(one: World) -> None:
+    def refuse() -> None:
+        raise PreconditionFailed(what="Host", found="a", expected="b")
+
+    with pytest.raises(PreconditionFailed):
+        await one.hosts.change(HOST, ChangeHost(url="http://127.0.0.1:1"), refuse)
+
+
+async def test_a_renamed_host_is_followed_under_its_new_name(one: World) -> None:
+    followed: list[str] = []
+
+    def follow(name: str) -> "asyncio.Task[None]":
+        followed.append(name)
+        return asyncio.create_task(asyncio.sleep(3600))
+
+    one.hosts.start_following(follow)
+    await change(one, name="new")
+    assert followed == [HOST, "new"]
+    assert (await one.hosts.client("new").host()) == one.agent.facts
+    await one.hosts.change("new", ChangeHost(name=HOST), lambda: None)
+    await one.hosts.stop_following()
