@@ -6,7 +6,6 @@ an older transaction's record unreadable.
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
 from uuid import UUID
 
 from agent.transactions.journal import AnyRequest
@@ -14,19 +13,24 @@ from agent.web.errors import InvalidRequest
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    ExportRequest,
+    ImportRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
+    TransactionKind,
     TransactionRequest,
 )
 
 #: What each request is called on the wire.
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
+KINDS: dict[type[AnyRequest], TransactionKind] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
     CloneRequest: "clone",
     RestoreRequest: "restore",
+    ExportRequest: "export",
+    ImportRequest: "import",
 }
 
 
@@ -34,7 +38,9 @@ def require_sense(request: TransactionRequest) -> None:
     """Raise InvalidRequest where a request names one thing twice, or asks two things of it."""
     if isinstance(request, SnapshotRequest):
         return
-    if isinstance(request, RestoreRequest):
+    if isinstance(request, ImportRequest):
+        _require_once("images", [f"{image.target}.{image.position}" for image in request.images])
+    if isinstance(request, ImportRequest | RestoreRequest):
         _require_once("host_files", [file.type for file in request.host_files])
         return
     _require_once("volumes", [volume.target for volume in request.volumes])

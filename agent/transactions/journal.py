@@ -30,6 +30,8 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    ExportRequest,
+    ImportRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -39,9 +41,10 @@ from agent.wire.transaction import (
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; a clone is not there yet.
+#: Work on a domain that is there; a clone is not there yet, and an export does not touch it.
 DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
-AnyRequest = DomainRequest | CloneRequest
+NewDomainRequest = CloneRequest | ImportRequest
+AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

@@ -43,6 +43,7 @@ from agent.wire.transaction import (
     ENDED,
     CloneRequest,
     DeleteRequest,
+    ExportRequest,
     HostFileRef,
     RestoreRequest,
     Transaction,
@@ -76,6 +77,7 @@ class Manager:
         self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
+        self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self.answer_after_s = ANSWER_AFTER_S
 
@@ -92,12 +94,17 @@ class Manager:
                 await self._recover(running, entry)
 
     async def _recover(self, running: Running, entry: Entry) -> None:
+        """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
+        self._left[running.transaction.id] = entry
+        problem = entry.rollback or (None if entry.commit else AgentRestarted(id=running.transaction.id).problem())
         async with running.lock:
             try:
-                await running.resume()
-                if entry.rollback or not entry.commit:
-                    await running.undo(entry.rollback or AgentRestarted(id=running.transaction.id).problem())
-                elif await running.was_overtaken():
+                await running.resume(problem)
+                overtaken = problem is None and await running.was_overtaken()
+                del self._left[running.transaction.id]
+                if problem is not None:
+                    await running.undo(problem)
+                elif overtaken:
                     await running.roll_back(DomainRunning(name=running.name).problem())
                 else:
                     await running.finish()
@@ -158,7 +165,7 @@ class Manager:
 
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
-        return self._running(id_).transaction
+        return self.running(id_).transaction
 
     def all(self) -> list[Transaction]:
         """Return every transaction, oldest first."""
@@ -171,30 +178,30 @@ class Manager:
 
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
-        running = self._running(id_)
+        running = self.running(id_)
         data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
         found = hashlib.sha256(data).hexdigest()
         if announced not in {None, found}:
             raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             await running.receive(type_, data)
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
         """Return the file that holds a captured host file, in its wire format, until the transaction ends."""
-        running = self._running(id_)
+        running = self.running(id_)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
         return staging_dir(self._tools.limits, id_) / type_
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
-            _require_prepared(running)
+            require_prepared(running)
             if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
                 await running.undo(LeaseExpired(id=id_).problem())
                 await self._told(running)
@@ -224,12 +231,12 @@ class Manager:
             log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
 
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying that stages is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
-        running = self._running(id_)
-        if isinstance(running.request, CloneRequest):
+        running = self.running(id_)
+        if isinstance(running.request, CloneRequest | ExportRequest):
             running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
@@ -251,9 +258,9 @@ class Manager:
 
     async def renew(self, id_: UUID) -> Transaction:
         """Count the lease of a prepared transaction anew, for as long as its request asked."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             running.extend_lease(getattr(running.request, "lease_s", DEFAULT_LEASE_S))
             return running.transaction
 
@@ -308,7 +315,12 @@ class Manager:
         elif state == "prepared" and running.lease_is_over():
             await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
         elif running.stuck and state not in ENDED:
-            await self._own(self._finish(running) if state == "committing" else self._retry_undo(running))
+            await self._own(self._again(running))
+
+    def _again(self, running: Running) -> Coroutine[Any, Any, None]:
+        if (left := self._left.get(running.transaction.id)) is not None:
+            return self._recover(running, left)
+        return self._finish(running) if running.transaction.state == "committing" else self._retry_undo(running)
 
     async def _tidy(self, running: Running) -> None:
         async with running.lock:
@@ -328,7 +340,8 @@ class Manager:
         await asyncio.to_thread(self._tools.guards.release, vm)
         return None
 
-    def _running(self, id_: UUID) -> Running:
+    def running(self, id_: UUID) -> Running:
+        """Return a transaction with what it works on. Raises TransactionNotFound."""
         if id_ not in self._known:
             raise TransactionNotFound(id=id_)
         return self._known[id_]
@@ -366,7 +379,8 @@ def _outcome(running: Running) -> Transaction:
     return running.transaction
 
 
-def _require_prepared(running: Running) -> None:
+def require_prepared(running: Running) -> None:
+    """Raise what ended a transaction, or TransactionEnded, where nothing can be handed over to it or fetched."""
     if running.transaction.state != "prepared":
         _outcome(running)
         raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)

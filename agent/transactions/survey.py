@@ -42,10 +42,10 @@ from agent.wire.vm import Disk, Image
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found: the plan, and what the transaction tells of the domain as it is now."""
+    """What was found: the plan, and what the transaction tells of the domain as it is now, if it looks at one."""
 
     plan: Plan
-    domain: Domain
+    domain: Domain | None
     domain_xml: str
     disks: list[Disk]
     host_files: HostFiles

@@ -24,6 +24,9 @@
     ├── HostFilesMissing             409  some of a VM's host files cannot be had
     ├── DisksNotDeleted              500  some disks of a snapshot could not be merged away
     ├── NameInvalid                  422
+    ├── SnapshotArchiveRefused       422  what was sent is not a whole and sound archive
+    ├── ArchiveSourceChanged         502  a host sent other bytes for an archive than it announced
+    ├── TransferBroken               408  the caller's end of an archive's stream went away
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
     └── DatabaseFailed               503  it refused to read or write
@@ -32,6 +35,11 @@
 """
 
 from agent.web.errors import Error
+from controller.errors.archive import (
+    ArchiveSourceChanged,
+    SnapshotArchiveRefused,
+    TransferBroken,
+)
 from controller.errors.conflict import (
     BackupFileOwned,
     ClonesFailed,
@@ -91,6 +99,7 @@ from controller.errors.own import (
 
 __all__ = [
     "AgentRefusedToken",
+    "ArchiveSourceChanged",
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
@@ -125,6 +134,7 @@ __all__ = [
     "OwnerReserved",
     "RetentionDisabled",
     "RetentionPolicyNotFound",
+    "SnapshotArchiveRefused",
     "SnapshotBusy",
     "SnapshotExists",
     "SnapshotNotFound",
@@ -133,6 +143,7 @@ __all__ = [
     "TokenExists",
     "TokenNotFound",
     "TransactionAborted",
+    "TransferBroken",
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",

@@ -65,7 +65,7 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
         moves_current=wanted.volumes is None,
     )
     request = build_request(job, wanted, group, end, await _held(job, wanted))
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), _HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)

@@ -53,7 +53,7 @@ async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any
     snapshot = wanted.uuid or job.id_for("snapshot")
     end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=snapshot)
     seed = await _seed(job, wanted)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), "seed": seed})
     view = await transaction.prepare(job, end.transaction, _request(job, wanted, end, seed))
     filled, seeded = _fill(job, wanted, seed, view)

@@ -97,7 +97,7 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     key = f"fate {end.transaction}"
     fate = job.recalled(key, Fate) or await fate_of(job, group)
     end = msgspec.structs.replace(end, kept=fate.kept)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     # It is remembered: after the merge the host shows other children, and the request must stay the same.
     await job.step("prepare", {**end.promised(), key: fate})
     await job.db.run(groups.begin, end.snapshot, "deleting")

@@ -129,7 +129,7 @@ class FakeHost:
             return self._prepare_restore(vm, wanted, view)
         if isinstance(wanted, CloneRequest):
             return self._prepare_clone(wanted, view)
-        for volume in wanted.volumes:
+        for volume in wanted.volumes if isinstance(wanted, DeleteRequest) else []:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
 
@@ -277,6 +277,8 @@ class FakeHost:
             self._receive(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
+        elif not isinstance(running.request, DeleteRequest):
+            raise Refusal(501, "not-played")
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
