@@ -15,7 +15,7 @@ from types import FrameType, FunctionType
 from typing import Any, get_args
 
 from agent.client import AgentClient
-from agent.transactions import asked, journal, model, steps
+from agent.transactions import asked, journal, model, step, steps
 from controller import db
 from controller.operations.kinds import KINDS
 from tests.contract.sources import modules
@@ -35,10 +35,10 @@ def required() -> dict[str, str]:
     points |= {f"step {text}": f"a scenario that takes this step in {_CONTROLLER}" for text in operation_steps()}
     for name in ("raise-guard", "drop-guard", *(f"journal {record}" for record in journal_records())):
         points |= _both(name, f"a story that comes by it in {_AGENT}")
-    for step in transaction_steps():
-        points |= _both(step, f"a story whose plan has it in {_AGENT}")
-    for step in undone_steps():
-        points |= _both(f"undo {step}", f"a story that is aborted or fails after it in {_AGENT}")
+    for kind in transaction_steps():
+        points |= _both(kind, f"a story whose plan has it in {_AGENT}")
+    for kind in undone_steps():
+        points |= _both(f"undo {kind}", f"a story that is aborted or fails after it in {_AGENT}")
     for work in commits():
         points |= _both(f"database {work}", f"a scenario or a chore that runs it in {_CONTROLLER}")
     for method in messages():
@@ -78,7 +78,7 @@ def _says_only(body: list[ast.stmt]) -> bool:
     return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 
 
-def _beginning(kind: type[model.Step]) -> str:
+def _beginning(kind: type[step.Step]) -> str:
     """Return what the names of a class of steps have in common, such as ``rebase``; read from its ``name``."""
     text = inspect.getsource(kind.__dict__["name"].fget)
     found = re.search(r'return f?"([^"{]+)', text)
@@ -225,5 +225,5 @@ def matching(point: str) -> Iterator[str]:
                 yield f"step {text}"
         return
     undo = "undo " if rest.startswith("undo ") else ""
-    of = [step for step in transaction_steps() if f"{rest} ".startswith(f"{undo}{step} ")]
+    of = [kind for kind in transaction_steps() if f"{rest} ".startswith(f"{undo}{kind} ")]
     yield f"{when} {undo}{max(of, key=len)}" if of else point
