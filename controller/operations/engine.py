@@ -8,7 +8,6 @@ started by mistake, leaves it alone, and takes it over when the lease has run ou
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
+from controller import owners
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
@@ -64,7 +64,7 @@ class Engine:
         self.hosts = hosts
         self.kinds = kinds
         self.limits = limits or Limits()
-        self.owner = secrets.token_hex(8)
+        self.owner = owners.new()
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -150,8 +150,11 @@ class Engine:
         await self._drop_lost()
         for left in await self.db.run(operations.unfinished):
             uuid = left.operation.uuid
+            if uuid in self._jobs:
+                continue
             # Ours and not begun: the database took the claim and then failed to say so.
-            if uuid not in self._jobs and await self.db.run(operations.claim, uuid, self.owner, lease_s):
+            dead = left.owner not in {None, self.owner} and await asyncio.to_thread(owners.is_dead, str(left.owner))
+            if await self.db.run(operations.claim, uuid, self.owner, lease_s, take_over=dead):
                 self._start(await self.db.run(operations.job, uuid))
         while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
             self._start(row)

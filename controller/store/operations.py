@@ -172,7 +172,7 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
 def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
     """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
 
-    Take over only where the former owner is known to be dead: at the start of the only controller.
+    Take over only where the former owner is known to be dead (``owners.is_dead``).
     """
     with write():
         row = _row(uuid)

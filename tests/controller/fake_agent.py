@@ -24,7 +24,15 @@ from agent.wire.transaction import (
     Transaction,
     TransactionRequest,
 )
-from agent.wire.upkeep import CheckedImages, CheckImages, Leftovers, RemovedLeftovers, RemoveLeftovers
+from agent.wire.upkeep import (
+    CheckedImages,
+    CheckImages,
+    Leftovers,
+    RemovedImages,
+    RemovedLeftovers,
+    RemoveImages,
+    RemoveLeftovers,
+)
 from tests.controller.fake_host import FakeHost
 from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
@@ -59,6 +67,7 @@ class FakeAgent(FakeHost):
                 web.get("/v1/transactions", self._transactions),
                 web.post(f"{vm}/release", self._release),
                 web.post("/v1/images/check", self._check_images),
+                web.post("/v1/images/remove", self._remove_images),
                 web.get("/v1/leftovers", self._leftovers),
                 web.post("/v1/leftovers/remove", self._remove_leftovers),
                 web.put(transaction, self._put),
@@ -218,6 +227,17 @@ class FakeAgent(FakeHost):
         removed = [one.path for one in self.leftovers if one.removable and one.path in wanted.paths]
         self.leftovers = [one for one in self.leftovers if one.path not in removed]
         return answer(RemovedLeftovers(removed=removed))
+
+    async def _remove_images(self, request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=RemoveImages)
+        paths = {one.path for one in wanted.images if one.path in self.files}
+        used = {path for vm in self.vms.values() for top in vm.tops.values() for path in self.chain(top)}
+        standing = {file.backing for path, file in self.files.items() if path not in paths}
+        if needed := paths & (used | standing):
+            raise Refusal(409, "image-refused", path=min(needed))
+        for path in paths:
+            del self.files[path]
+        return answer(RemovedImages(removed=sorted(paths)))
 
     def _find(self, request: web.Request) -> FakeVm:
         return self.find_vm(UUID(request.match_info["vm"]))

@@ -133,6 +133,7 @@ class World:
         """Raise where the records contradict themselves, or the host."""
         assert await self.db.run(invariants.orphans) == []
         assert await self.db.run(invariants.unsettled) == []
+        assert await self.db.run(invariants.idle_bases) == []
         assert all(one.view.state in {"committed", "aborted"} for one in self.agent.transactions.values())
         on_host = {path: file.backing for path, file in self.agent.files.items()}
         frozen: dict[str, str | None] = {}
