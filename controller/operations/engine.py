@@ -153,10 +153,14 @@ class Engine:
         lease_s = self.limits.owner_lease_s
         await self.db.run(operations.renew, self.owner, lease_s)
         await self._drop_lost()
-        for left in await self.db.run(operations.unfinished, self.owner):
-            dead = left.owner is not None and await asyncio.to_thread(owners.is_dead, left.owner)
-            if await self.db.run(operations.claim, left.operation.uuid, self.owner, lease_s, take_over=dead):
-                self._start(await self.db.run(operations.job, left.operation.uuid))
+        for left in await self.db.run(operations.unfinished):
+            uuid = left.operation.uuid
+            if uuid in self._jobs:
+                continue
+            # Ours and not begun: the database took the claim and then failed to say so.
+            dead = left.owner not in {None, self.owner} and await asyncio.to_thread(owners.is_dead, str(left.owner))
+            if await self.db.run(operations.claim, uuid, self.owner, lease_s, take_over=dead):
+                self._start(await self.db.run(operations.job, uuid))
         while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
             self._start(row)
 
@@ -210,13 +214,17 @@ class Engine:
                 await outcome(job.again())
                 continue
             await self._take_back(job)
-            return self._unless_concluded(job, ended)
+            return await self._unless_concluded(job, ended)
         raise AssertionError("the last run has returned")
 
     @staticmethod
-    def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
-        """Return the result of a job that failed only in what comes after its purpose was fulfilled."""
-        result = job.recalled(CONCLUDED, dict[str, Any])
+    async def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
+        """Return the result of a job that failed only in what comes after its purpose was fulfilled.
+
+        The row decides: a database that failed to say that it has committed may have done so.
+        """
+        row = await outcome(job.db.run(operations.job, job.uuid))
+        result = (job.memo if isinstance(row, Exception) else row.memo).get(CONCLUDED)
         if result is None:
             return failure
         log.error(kv("failed-after-conclusion", operation=job.uuid), exc_info=failure)

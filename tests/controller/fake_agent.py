@@ -38,7 +38,8 @@ from tests.controller.fake_host import FakeHost
 from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 TOKEN = "token-of-the-fake-agent"
-Fault = Literal["refuse", "drop-before", "drop-after", "crash"]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Fault = Literal["refuse", "drop-before", "drop-after", "crash", "twice"]
 
 
 class FakeAgent(FakeHost):
@@ -82,9 +83,7 @@ class FakeAgent(FakeHost):
         return app
 
     @web.middleware
-    async def _faults(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return problem(Refusal(401, "unauthorized").problem)
         watching = request.path == "/v1/events"
@@ -100,10 +99,9 @@ class FakeAgent(FakeHost):
             return _cut(request)
         if fault == "refuse" or name in self.refuse:
             return problem(Refusal(500, self.refuse.get(name, "storage-failed"), call=name).problem)
-        try:
-            response = await handler(request)
-        except Refusal as refusal:
-            response = problem(refusal.problem)
+        response = await _handled(handler, request)
+        if fault == "twice":
+            response = await _handled(handler, request)
         return _cut(request) if fault == "drop-after" else response
 
     async def _host(self, request: web.Request) -> web.Response:
@@ -257,6 +255,13 @@ class FakeAgent(FakeHost):
         if key not in self.transactions:
             raise Refusal(404, "transaction-not-found", id=str(key))
         return self.transactions[key]
+
+
+async def _handled(handler: Handler, request: web.Request) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return problem(refusal.problem)
 
 
 def answer(body: Any) -> web.Response:
