@@ -12,6 +12,7 @@ from agent import metrics
 from agent.api.events import EventRoutes
 from agent.api.host import HostRoutes
 from agent.api.host_files import HostFileRoutes
+from agent.api.images import ImageRoutes
 from agent.api.transactions import TransactionRoutes
 from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
@@ -29,6 +30,7 @@ from agent.state_dir import claimed
 from agent.transactions.expected import Expected
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager
+from agent.transactions.transfers import Transfers
 from agent.upkeep import Upkeep
 from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
@@ -110,6 +112,7 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *VmRoutes(agent.inventory, agent.manager, agent.guards).routes(),
         *HostFileRoutes(agent.inventory, agent.manager, limit).routes(),
         *TransactionRoutes(agent.manager, limit).routes(),
+        *ImageRoutes(Transfers(agent.manager)).routes(),
         *EventRoutes(agent.event_log).routes(),
         *UpkeepRoutes(agent.upkeep).routes(),
     ]

@@ -24,6 +24,7 @@ from controller.api.events import EventRoutes, StreamLimits
 from controller.api.health import HealthRoutes
 from controller.api.hosts import HostRoutes
 from controller.api.operations import OperationRoutes
+from controller.api.retention import RetentionRoutes
 from controller.api.snapshots import SnapshotRoutes
 from controller.api.upkeep import DoctorRoutes, VerifyRoutes
 from controller.api.vms import VmRoutes
@@ -33,7 +34,7 @@ from controller.db import Database
 from controller.errors import DatabaseFailed
 from controller.events import Follower, Pace
 from controller.hosts import Hosts
-from controller.housekeeping import Metrics, keep_house
+from controller.housekeeping import Metrics, keep_house, keep_retention
 from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
@@ -57,6 +58,7 @@ def make_app(
         *ActionRoutes(engine).routes(),
         *VerifyRoutes(engine).routes(),
         *DoctorRoutes(engine).routes(),
+        *RetentionRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
         *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),
@@ -87,6 +89,10 @@ async def running(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> A
         )
         house = asyncio.create_task(keep_house(db, Metrics(metrics), settings.events_kept), name="housekeeping")
         stack.push_async_callback(_stop, house)
+        retention = asyncio.create_task(
+            keep_retention(db, engine.nudge, settings.retention_interval_s), name="retention"
+        )
+        stack.push_async_callback(_stop, retention)
         yield app
 
 

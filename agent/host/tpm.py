@@ -94,6 +94,8 @@ def _write(members: dict[str, bytes], directory: Path, like: Path | None) -> Non
         model = like if path == directory else _model(path, like)
         if model is not None and model.is_dir():
             files.copy_ownership(model, path)
+        elif path == directory:
+            path.chmod(0o711)  # as libvirt makes it, which gives what is below to swtpm's user at a start: he passes
         files.fsync_directory(path)
     files.fsync_directory(directory.parent)
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.host import dependents, images
+from agent.transactions.archive_steps import ReceiveImage
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
     AnyStep,
@@ -19,7 +22,7 @@ from agent.transactions.model import (
 )
 from agent.transactions.survey import Survey
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, RevertRequest, VolumeOutcome
+from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, ImportRequest, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
 
 
@@ -27,7 +30,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
     """Give the fields of a prepared Transaction: what the controller keeps with the snapshot or the undo point."""
     keeps = not isinstance(request, RevertRequest) or request.undo is not None
     tops = {target: new for target, (_, new) in sources(found.plan).items()}
-    if isinstance(request, CloneRequest):
+    if isinstance(request, CloneRequest | ImportRequest):
         made = [step for step in flat(found.plan.stage) if isinstance(step, CreateOverlay | ConvertImage)]
         tops = {step.target: step.path for step in made}
     return {
@@ -38,7 +41,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
         "kept": found.plan.kept,
         "domain_xml": found.domain_xml,
         "firmware": found.firmware,
-        "tpm_secret": found.domain.tpm_secret,
+        "tpm_secret": found.domain.tpm_secret if found.domain else None,
         "steps": found.plan.names(),
         "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)) + sum(_copied(found.plan)),
     }
@@ -119,3 +122,12 @@ def _frozen(disk: Disk, overlay: str) -> FrozenFile:
         fingerprint=top.fingerprint,
         overlay=overlay,
     )
+
+
+def with_received(volumes: list[FrozenFile], step: ReceiveImage) -> list[FrozenFile]:
+    """Complete what is told of an imported frozen file by what it is now; nothing writes to it after this. Blocks."""
+    if step.position != 0:
+        return volumes
+    path = Path(step.staged)
+    facts = {"fingerprint": images.fingerprint(path), "allocated_bytes": path.stat().st_blocks * 512}
+    return [msgspec.structs.replace(one, **facts) if one.target == step.target else one for one in volumes]

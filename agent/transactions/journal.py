@@ -7,7 +7,7 @@ Each line is one JSON record, fsynced before the work that it announces begins::
     prepared  the transaction as answered    all is staged                    → undo
     commit                                   the switch may have begun        → redo
     rollback  why                            a step of the switch failed      → undo
-    ended     the outcome                    nothing left to do
+    ended     the outcome                    nothing left to do but what it says
 
 A torn last line was never acted upon and is dropped.
 """
@@ -25,16 +25,26 @@ import msgspec
 
 from agent.errors import StorageFailed
 from agent.host import files
-from agent.transactions.model import HostFileRequest, Plan
+from agent.transactions.model import Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, DeleteRequest, RevertRequest, SnapshotRequest, Transaction
+from agent.wire.transaction import (
+    CloneRequest,
+    DeleteRequest,
+    ExportRequest,
+    ImportRequest,
+    RestoreRequest,
+    RevertRequest,
+    SnapshotRequest,
+    Transaction,
+)
 
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; a clone is not there yet.
-DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | HostFileRequest
-AnyRequest = DomainRequest | CloneRequest
+#: Work on a domain that is there; a clone is not there yet, and an export does not touch it.
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
+NewDomainRequest = CloneRequest | ImportRequest
+AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):
@@ -67,9 +77,10 @@ class Rollback(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", ta
 
 
 class Ended(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="ended"):
-    """Nothing is left to do."""
+    """Nothing is left to do but, where ``unclean``, to remove files that could not be removed; then comes another."""
 
     transaction: Transaction
+    unclean: bool = False
 
 
 Record = Begin | Planned | Prepared | Commit | Rollback | Ended
@@ -87,6 +98,7 @@ class Entry:
     commit: bool = False
     rollback: Problem | None = None
     ended: bool = False
+    unclean: bool = False
 
 
 class Journal:
@@ -179,4 +191,4 @@ def _fold(entry: Entry | None, record: Record) -> Entry:
         case Rollback():
             return replace(entry, rollback=record.error)
         case Ended():
-            return replace(entry, transaction=record.transaction, ended=True)
+            return replace(entry, transaction=record.transaction, ended=True, unclean=record.unclean)

@@ -22,7 +22,6 @@ from agent.transactions.model import (
     CaptureHostFile,
     CreateOverlay,
     Facts,
-    HostFileRequest,
     Plan,
     ReceiveHostFile,
     RemoveFile,
@@ -32,7 +31,7 @@ from agent.transactions.model import (
     SwitchDisks,
 )
 from agent.wire.host_file import HostFile, HostFileType, MissingHostFile
-from agent.wire.transaction import HostFileRef, RevertRequest, SnapshotRequest
+from agent.wire.transaction import HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
 from agent.wire.vm import Disk, Image
 
 #: The longest file name that Linux file systems take, in bytes (NAME_MAX).
@@ -121,11 +120,18 @@ def _may_go(path: str, facts: Facts, request: RevertRequest) -> bool:
     return is_overlay(path) and path not in facts.in_use and path not in request.held
 
 
-def plan_host_file(facts: Facts, request: HostFileRequest) -> Plan:
-    """Plan the replacement of one host file."""
-    receive = _receive(facts, request)
-    leftover = RemoveFile(what=f"staged {request.type}", path=receive.staged)
-    return Plan(receive=[receive], switch=groups_of(_swaps(facts, [receive])), clean=[[leftover]])
+def plan_restore(facts: Facts, request: RestoreRequest) -> Plan:
+    """Plan putting host files in place: those that they replace are captured first."""
+    receive = [_receive(facts, ref) for ref in request.host_files]
+    swaps = _swaps(facts, receive)
+    replaced = [item for item in facts.present if item.type in {step.type for step in swaps}]
+    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in receive]
+    return Plan(
+        stage=groups_of([_capture(facts, item.type) for item in replaced]),
+        receive=receive,
+        switch=groups_of(*([step] for step in swaps)),
+        clean=[[*leftovers, RemoveFile(what="captured host files", path=str(facts.staging))]],
+    )
 
 
 def _covered_disks(facts: Facts, exclude: list[str]) -> list[Disk]:
@@ -229,7 +235,7 @@ def _staged(facts: Facts, type_: HostFileType, path: Path) -> str:
     return str(path.parent / f".coldframe-{facts.transaction}-{type_}")
 
 
-def _receive(facts: Facts, ref: HostFileRef | HostFileRequest) -> ReceiveHostFile:
+def _receive(facts: Facts, ref: HostFileRef) -> ReceiveHostFile:
     path = _host_file_path(facts, ref.type)
     return ReceiveHostFile(
         type=ref.type,

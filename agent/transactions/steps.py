@@ -24,10 +24,10 @@ from agent.transactions.model import (
     ReplaceChild,
     SetAsideFrozen,
     SetAsideHostFile,
-    Step,
     SwapHostFile,
     SwitchDisks,
 )
+from agent.transactions.step import Step
 from agent.wire.host_file import HostFile, HostFileType
 
 

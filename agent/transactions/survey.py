@@ -23,17 +23,8 @@ from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import DomainRequest
-from agent.transactions.model import (
-    CommitChild,
-    ConvertImage,
-    CreateOverlay,
-    Facts,
-    HostFileRequest,
-    Plan,
-    RebaseChild,
-    flat,
-)
-from agent.transactions.plan import plan_host_file, plan_revert, plan_snapshot
+from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
+from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
@@ -42,6 +33,7 @@ from agent.wire.transaction import (
     DeleteRequest,
     FirmwareFile,
     FrozenVolume,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
 )
@@ -50,10 +42,10 @@ from agent.wire.vm import Disk, Image
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found: the plan, and what the transaction tells of the domain as it is now."""
+    """What was found: the plan, and what the transaction tells of the domain as it is now, if it looks at one."""
 
     plan: Plan
-    domain: Domain
+    domain: Domain | None
     domain_xml: str
     disks: list[Disk]
     host_files: HostFiles
@@ -107,7 +99,7 @@ class Surveyor:
                 return set(excluded)
             case RevertRequest(volumes=volumes) | DeleteRequest(volumes=volumes):
                 return targets - {volume.target for volume in volumes}
-            case HostFileRequest():
+            case RestoreRequest():
                 return targets
 
     def _read_disks(self, domain: Domain) -> list[Disk]:
@@ -194,8 +186,8 @@ class Surveyor:
                 return plan_snapshot(facts, self.request)
             case RevertRequest():
                 return plan_revert(facts, self.request)
-            case HostFileRequest():
-                return plan_host_file(facts, self.request)
+            case RestoreRequest():
+                return plan_restore(facts, self.request)
 
     def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)

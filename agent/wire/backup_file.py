@@ -37,6 +37,23 @@ class BackupFile(Answer, kw_only=True, frozen=True):
         )
 
 
+class RestoreHostFiles(Request, kw_only=True, frozen=True):
+    """The body of ``POST /v1/vms/{vm}/restore-host-files``.
+
+    Without ``types`` those that the host lacks are put back. The bytes are the newest copy of the VM's own, those of a
+    ``snapshot`` (of any VM: name ``types`` then where they are not lost), or one ``backup_file``.
+    """
+
+    types: list[HostFileType] | None = None
+    snapshot: UUID | None = None
+    backup_file: UUID | None = None
+
+    @classmethod
+    def example(cls) -> "RestoreHostFiles":
+        """Return an example for documentation and tests."""
+        return cls(types=["nvram"])
+
+
 class BackupHostFiles(Request, kw_only=True, frozen=True):
     """The body of ``POST /v1/vms/{vm}/backup-host-files``: one VM to several owners."""
 

@@ -12,15 +12,17 @@ from agent.web import etag
 from agent.web.call import Call, Reply
 from agent.web.errors import InvalidRequest, PreconditionFailed
 from agent.web.routes import Header, Route, route
-from agent.wire.backup_file import BackupHostFiles
+from agent.wire.backup_file import BackupHostFiles, RestoreHostFiles
 from agent.wire.base import Request
 from agent.wire.clone import CloneSnapshot
+from agent.wire.host_file import HOST_FILE_TYPES
 from agent.wire.operation import Operation
 from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
 from controller import names
 from controller.api.conditions import IF_MATCH
 from controller.api.operations import WaitQuery
 from controller.errors import (
+    BackupFileNotFound,
     IdempotencyConflict,
     NameInvalid,
     SnapshotBusy,
@@ -33,9 +35,18 @@ from controller.errors import (
     VmNotFound,
     VmNowhere,
 )
-from controller.operations import backup_host_files, clone, revert, snapshot_create, snapshot_delete, sync, ungroup
+from controller.operations import (
+    backup_host_files,
+    clone,
+    restore_host_files,
+    revert,
+    snapshot_create,
+    snapshot_delete,
+    sync,
+    ungroup,
+)
 from controller.operations.engine import Engine, Place
-from controller.store import operations, snapshots, vms
+from controller.store import backup_files, operations, snapshots, vms
 
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key", "The same key and request again: the same operation", pattern=r"[!-~]{1,128}"
@@ -45,6 +56,7 @@ LOCATION = Header("Location", "The operation", required=True)
 _OWNERS_LIMIT = 1000  # one transaction writes them all; a thousand take well under a second
 _CLONES_LIMIT = 100
 _VM = (VmNotFound, VmAmbiguous, VmConflict, VmNowhere, PreconditionFailed, IdempotencyConflict)
+_COPIES = (SnapshotNotFound, BackupFileNotFound)
 _SNAPSHOT = (SnapshotNotFound, SnapshotBusy, VmConflict, VmNowhere, PreconditionFailed, IdempotencyConflict)
 
 
@@ -60,6 +72,7 @@ class ActionRoutes:
         return [
             _action("POST", f"{vm}/sync", self.sync, _VM),
             _action("POST", f"{vm}/backup-host-files", self.backup_host_files, _VM),
+            _action("POST", f"{vm}/restore-host-files", self.restore_host_files, (*_VM, *_COPIES)),
             _action("POST", f"{vm}/snapshots", self.create, (*_VM, NameInvalid, SnapshotExists)),
             _action("POST", f"{one}/revert", self.revert, _SNAPSHOT),
             _action("POST", f"{one}/clone", self.clone, (*_SNAPSHOT, NameInvalid, VmExists)),
@@ -82,6 +95,17 @@ class ActionRoutes:
             raise InvalidRequest(where="body.owners", reason=f"expected 1 to {_OWNERS_LIMIT} owners")
         wanted = backup_host_files.Wanted(owners=owners)
         return await self._start(call, "vm-backup-host-files", wanted, _on_vm(call, vm), query)
+
+    async def restore_host_files(
+        self, call: Call, vm: str, query: WaitQuery, body: RestoreHostFiles
+    ) -> Reply[Operation]:
+        """Put NVRAM or TPM state back on the host of a VM that is shut off, all chosen types or none.
+
+        Without `types` what the host lacks is put back; with them what is there is replaced, and kept as backup
+        files whose owner is the operation (the result's `kept_as`).
+        """
+        wanted = msgspec.convert(msgspec.to_builtins(body), restore_host_files.Wanted)
+        return await self._start(call, "vm-restore-host-files", wanted, _with_copies(call, vm, body), query)
 
     async def create(self, call: Call, vm: str, query: WaitQuery, body: CreateSnapshot) -> Reply[Operation]:
         """Take a snapshot of a VM that is shut off: all its disks, NVRAM and TPM state at one moment."""
@@ -164,6 +188,23 @@ def _on_vm(call: Call, text: str) -> Place:
         vm = vms.resolve(text)
         call.require_match(f"VM {text}", etag.of(msgspec.json.encode(vms.get(vm))))
         return vm, vms.host_of(vm)
+
+    return place
+
+
+def _with_copies(call: Call, text: str, body: RestoreHostFiles) -> Place:
+    def place() -> tuple[UUID | None, str | None]:
+        if body.snapshot is not None and body.backup_file is not None:
+            raise InvalidRequest(where="body", reason="expected a snapshot or a backup file, not both")
+        if body.types is not None and len(set(body.types)) != max(1, len(body.types)):
+            raise InvalidRequest(where="body.types", reason="expected each type once, or null for those that are lost")
+        if body.snapshot is not None:
+            snapshots.get(body.snapshot)
+        if body.backup_file is not None and backup_files.get(body.backup_file).type not in (
+            body.types or HOST_FILE_TYPES
+        ):
+            raise InvalidRequest(where="body.types", reason="the backup file is of another type")
+        return _on_vm(call, text)()
 
     return place
 

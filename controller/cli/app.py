@@ -13,7 +13,19 @@ from typer.exceptions import Abort, TyperException
 
 from agent.web.errors import InternalError
 from agent.wire.problem import Problem
-from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
+from controller.cli import (
+    backup,
+    doctor,
+    events,
+    host,
+    operation,
+    retention,
+    snapshot,
+    snapshot_edit,
+    snapshot_verify,
+    token,
+    vm,
+)
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
 from controller.cli.session import (
     JsonOption,
@@ -28,7 +40,7 @@ from controller.cli.session import (
 NAME = "coldframe"
 
 app = typer.Typer(name=NAME, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-for module in (host, vm, snapshot, backup, operation, token):
+for module in (host, vm, snapshot, retention, backup, operation, token):
     app.add_typer(module.app, name=module.__name__.rpartition(".")[2])
 for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect):
     command(snapshot.app, more.__name__)(more)

@@ -81,6 +81,10 @@ class Client:
             return self._decode(where, Operation, data)
         return self._decode(where, kind, data)
 
+    def put(self, where: str, kind: type[T], body: Any) -> T:
+        """Set a resource as a whole."""
+        return self._decode(where, kind, self._runner.run(self._call("PUT", where, body=body))[1])
+
     def act(self, method: str, where: str) -> Operation | None:
         """Make a changing call that returns nothing of use unless it is accepted as an Operation."""
         status, data = self._runner.run(self._call(method, where))

@@ -1,17 +1,29 @@
 """``coldframe vm``: the virtual machines of all hosts."""
 
+from enum import Enum
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
+from agent.wire.backup_file import RestoreHostFiles
 from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
 from controller.cli.client import path
+from controller.cli.lookup import snapshot_uuid
 from controller.cli.session import Session, command
 from controller.cli.text import facts, printable, size, table, when
 from controller.cli.waiting import settle
 
 app = typer.Typer(help="Virtual machines.", no_args_is_help=True)
+
+
+class HostFileChoice(Enum):
+    """``wire.host_file.HostFileType`` for an option that may be repeated, which takes no Literal."""
+
+    NVRAM = "nvram"
+    TPM = "tpm"
+
 
 VmArgument = Annotated[str, typer.Argument(help="The VM's name or UUID.", metavar="VM")]
 
@@ -47,6 +59,36 @@ def sync(session: Session, vm: VmArgument) -> None:
     """Fetch the VM's host files from its host now."""
     answer = session.client.change("POST", path("vms", vm, "sync"), Operation)
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_synced(session, vm, ended)))
+
+
+@command(app, "restore-host-files")
+def restore_host_files(
+    session: Session,
+    vm: VmArgument,
+    type: Annotated[
+        list[HostFileChoice] | None,
+        typer.Option(help="Replace this one, nvram or tpm, also where it is not lost; may be repeated."),
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Take a snapshot's, not the newest copy.", metavar="SNAPSHOT")
+    ] = None,
+    backup: Annotated[UUID | None, typer.Option(help="Take this backup file.", metavar="ID")] = None,
+) -> None:
+    """Put NVRAM or TPM state back that was lost. What is replaced is kept as backup files."""
+    source = None if from_ is None else snapshot_uuid(session.client, from_)
+    body = RestoreHostFiles(types=[one.value for one in type or []] or None, snapshot=source, backup_file=backup)
+    answer = session.client.change("POST", path("vms", vm, "restore-host-files"), Operation, body)
+    settle(session, answer, lambda ended: session.show(ended, lambda: _tell_restored(session, vm, ended)))
+
+
+def _tell_restored(session: Session, vm: str, ended: Operation) -> None:
+    restored = " and ".join(map(printable, ended.result.get("restored", [])))
+    if not restored:
+        session.out.print(f"{printable(vm)} has all its host files; name one with --type to replace it")
+        return
+    session.out.print(f"Restored {restored} of {printable(vm)}")
+    if kept := ended.result.get("kept_as"):
+        session.out.print(f"What was replaced is kept: coldframe backup list --owner {printable(kept)}")
 
 
 def _tell_synced(session: Session, vm: str, ended: Operation) -> None:

@@ -174,3 +174,9 @@ class TokenExists(Conflict):
         "token-exists",
         "A token named {name} is in force; nothing was changed. Revoke it or choose another name",
     )
+
+
+class RetentionDisabled(Conflict):
+    """The retention policy is not in force."""
+
+    code, message = "retention-disabled", "Retention policy {name} is disabled; nothing was changed. Enable it first"

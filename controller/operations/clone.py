@@ -144,7 +144,7 @@ async def _one(job: Job, wanted: Wanted, group: Group, target: Target, remarks: 
         known = await job.db.run(same)
         if known is not None:
             return known
-    job.on_failure(key, partial(job.db.run, clones.undone, vm, key))
+    job.on_failure(key, partial(job.owned, clones.undone, vm, key))
     await job.step(f"clone {target.name}")
     request = build_request(job, wanted, group, target, vm)
     view = await transaction.prepare(job, key, request)

@@ -166,7 +166,7 @@ class Engine:
         uuid = row.operation.uuid
         if uuid in self._jobs:
             return
-        job = Job(row, self.db, self.hosts, self.limits.patience)
+        job = Job(row, self.db, self.hosts, self.limits.patience, nudge=self.nudge)
         task = asyncio.create_task(self._run(job), name=f"operation {uuid}")
         self._jobs[uuid] = (job, task)
         task.add_done_callback(lambda _: self._ended(uuid))
@@ -180,6 +180,9 @@ class Engine:
         WORK_ID.set(str(job.uuid))
         ended = await self._carry_out(job)
         while (failure := await outcome(self._record(job, ended))) is not None:
+            if isinstance(failure, operations.Lost):
+                log.error(kv("operation-lost", operation=job.uuid, reason=failure))
+                return
             # The caller still waits and the row still says "running": the database must take the end, sooner or later.
             log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
             await asyncio.sleep(self.limits.record_retry_s)
@@ -189,6 +192,8 @@ class Engine:
         for left in reversed(range(_RUNS)):
             ended = await outcome(self.kinds[job.row.operation.kind](job))
             if not isinstance(ended, Exception):
+                return ended
+            if isinstance(ended, operations.Lost):
                 return ended
             if isinstance(ended, Parked):
                 await self._take_back(job)
@@ -233,16 +238,18 @@ class Engine:
 
     async def _record(self, job: Job, ended: dict[str, Any] | Exception) -> None:
         state: OperationState = "succeeded"
+        if isinstance(ended, operations.Lost):
+            raise ended
         if isinstance(ended, Parked):
-            await self.db.run(operations.park, job.uuid, self.limits.parked_s)
+            await job.owned(operations.park, job.uuid, self.limits.parked_s)
             log.info(kv("operation-parked", operation=job.uuid, vm=job.row.operation.vm))
         elif isinstance(ended, Exception):
             state = "cancelled" if isinstance(ended, OperationCancelled) else "failed"
             error = self.problem_of(job, ended)
-            await self.db.run(operations.finish, job.uuid, state, error=error)
+            await job.owned(operations.finish, job.uuid, state, error=error)
             log.warning(kv("operation-ended", operation=job.uuid, state=state, code=error.code, detail=error.detail))
         else:
-            await self.db.run(operations.finish, job.uuid, state, result=ended)
+            await job.owned(operations.finish, job.uuid, state, result=ended)
             log.info(kv("operation-ended", operation=job.uuid, state=state))
 
 

@@ -6,6 +6,8 @@ from controller.operations import (
     backup_host_files,
     clone,
     repair,
+    restore_host_files,
+    retention_apply,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -26,6 +28,8 @@ KINDS: Mapping[str, Run] = {
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
+    "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-restore-host-files": restore_host_files.run,
 }

@@ -5,6 +5,7 @@ are merged away in the same operation. A disk that cannot be merged keeps the sn
 other disks' outcome, so that the call can be repeated. While the VM runs the deletion waits for it to stop.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -19,14 +20,16 @@ from controller.operations import bases, ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job, Parked
 from controller.store import bases as store
-from controller.store import groups, snapshots
+from controller.store import deletions, expiry, groups, snapshots
+from controller.store.deletions import Because
 from controller.store.snapshots import Group, GroupVolume
 
 
 class Wanted(Request, kw_only=True, frozen=True):
-    """The snapshot to delete."""
+    """The snapshot to delete. ``because``: only if that is still a reason when its turn comes; None: by request."""
 
     snapshot: UUID
+    because: Because | None = None
 
 
 class Fate(Request, kw_only=True, frozen=True):
@@ -36,6 +39,11 @@ class Fate(Request, kw_only=True, frozen=True):
     kept: list[str]
 
 
+#: Whether a deletion that nobody has asked for by hand is still to be.
+_REASONS: Mapping[Because, Callable[[UUID], bool]] = {
+    "retention": expiry.is_due,
+    "superseded": deletions.is_superseded,
+}
 #: States in which a host may be asked; what it answers while the VM is not at rest.
 _AT_REST = frozenset({"shut-off", "unknown"})
 _NOT_AT_REST = frozenset({"domain-running", "domain-paused", "domain-starting"})
@@ -59,6 +67,12 @@ async def _delete(job: Job, wanted: Wanted) -> dict[str, Any]:
     group = await job.db.run(snapshots.group, wanted.snapshot)
     if group.snapshot.protected:
         raise SnapshotProtected(snapshot=wanted.snapshot)
+    if (
+        wanted.because is not None
+        and not job.sealed
+        and not await job.db.run(_REASONS[wanted.because], wanted.snapshot)
+    ):
+        raise OperationCancelled(operation=job.uuid)
     if not job.is_sealed(end.transaction) and (await sync.refresh(job)).state not in _AT_REST:
         raise Parked
     job.stoppable = True
@@ -83,7 +97,7 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     key = f"fate {end.transaction}"
     fate = job.recalled(key, Fate) or await fate_of(job, group)
     end = msgspec.structs.replace(end, kept=fate.kept)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     # It is remembered: after the merge the host shows other children, and the request must stay the same.
     await job.step("prepare", {**end.promised(), key: fate})
     await job.db.run(groups.begin, end.snapshot, "deleting")

@@ -189,12 +189,28 @@ async def _commit_once(job: Job, id: UUID) -> Transaction:
         return await job.client.commit(id)
     except AgentProblem as err:
         view = await _look_again(job, id, err)
+        if view.state == "prepared":
+            view = await _given_up(job, id)
+            if view.state == "aborted":
+                job.refuted(id)
+                raise HostRefused(err.problem(), view) from err
         if view.state in {"committing", "committed"}:
             return view
         if view.state in {"aborting", "aborted"}:
             raise _aborted(job, view, err.problem()) from err
-        job.refuted(id)
-        raise
+        reason = f"{err.answer.detail}; it is {view.state} and could not be aborted"
+        raise AgentUnreachable(url=job.client.url, reason=reason) from err
+
+
+async def _given_up(job: Job, id: UUID) -> Transaction:
+    """Abort what refused to commit: until then a copy of the commit that is still on its way would carry it out.
+
+    Raises AgentUnreachable while that is not known.
+    """
+    try:
+        return await job.client.abort(id)
+    except AgentProblem as err:
+        return await _look_again(job, id, err)
 
 
 async def _look_again(job: Job, id: UUID, refusal: AgentProblem) -> Transaction:

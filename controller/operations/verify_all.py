@@ -25,6 +25,7 @@ async def run(job: Job) -> dict[str, Any]:
     wanted = verify.Wanted(deep=job.wanted(Wanted).deep)
     await job.step("queue one verification for each VM")
     children = await job.db.run(_queue, job.uuid, wanted)
+    job.nudge()
     shown = -1
     while True:
         version = job.db.version

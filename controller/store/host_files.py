@@ -123,6 +123,14 @@ def shown(vms: Mapping[UUID, str | None]) -> dict[UUID, list[VmHostFile]]:
     return result
 
 
+def best(vm: UUID, host: str | None) -> list[Kept]:
+    """Return the copy of each type that a VM on this host has as its own: that host's, else the newest of any."""
+    found = of_vm(vm)
+    types = sorted({kept.type for kept in found})
+    chosen = (_choose([kept for kept in found if kept.type == type_], host) for type_ in types)
+    return [kept for kept in chosen if kept is not None]
+
+
 def vms_with_copies() -> Any:
     """Return a subquery of the VMs of which a copy is held."""
     return HostFile.select(HostFile.vm).where(HostFile.content.is_null(False))

@@ -12,7 +12,7 @@ from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Clone, Host, Snapshot, Vm, VmDefinition, VolumeSnapshot
+from controller.models import BackupFile, Clone, Host, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -127,8 +127,10 @@ def page(
 def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``. A VM that a host still defines comes back
-    with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
+    ``but`` is the operation that asks. Event ``vm.forgotten``, with the frozen files that nobody looks after any more:
+    hidden bases too, since what is left of the VM's disks may stand on them, and nothing would tell. A VM that a host
+    still defines comes back with that host's next inventory, without its history. Raises VmNotFound, VmBusy,
+    SnapshotProtected.
     """
     with write():
         vm = get(uuid)
@@ -138,8 +140,9 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
         protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
         if protected is not None:
             raise SnapshotProtected(snapshot=protected.uuid)
+        left = _frozen(uuid)
         _remove(uuid)
-        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name, "files": left})
     return vm
 
 
@@ -148,12 +151,20 @@ def forget_traceless() -> None:
     with write():
         kept = [
             ~Vm.uuid.in_(Snapshot.select(Snapshot.vm)),
+            ~Vm.uuid.in_(VolumeSnapshot.select(VolumeSnapshot.vm)),  # hidden bases, for what stands on them
             ~Vm.uuid.in_(host_files.vms_with_copies()),
+            ~Vm.uuid.in_(RetentionPolicy.select(RetentionPolicy.vm).where(RetentionPolicy.vm.is_null(False))),
             ~Vm.uuid.in_(BackupFile.select(BackupFile.owner_uuid).where(BackupFile.owner_kind == "vm")),
         ]
         for row in list(Vm.select().where(Vm.host.is_null(), *kept)):
             if not operations.open_count(vm=row.uuid):
                 _remove(row.uuid)
+
+
+def _frozen(uuid: UUID) -> list[dict[str, str]]:
+    own = (VolumeSnapshot.vm == uuid, ~VolumeSnapshot.merged)
+    rows = VolumeSnapshot.select().where(*own).order_by(VolumeSnapshot.host, VolumeSnapshot.path)
+    return [{"host": row.host, "path": row.path} for row in rows]
 
 
 def _remove(uuid: UUID) -> None:

@@ -19,6 +19,7 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
     CloneRequest,
+    RestoreRequest,
     RevertRequest,
     Transaction,
     TransactionRequest,
@@ -170,7 +171,7 @@ class FakeAgent(FakeHost):
 
     async def _upload(self, request: web.Request) -> web.Response:
         running, data = self._transaction(request), await request.read()
-        assert isinstance(running.request, RevertRequest | CloneRequest)
+        assert isinstance(running.request, RevertRequest | CloneRequest | RestoreRequest)
         for ref in running.request.host_files:
             if ref.type == request.match_info["type"] and ref.sha256 == digest(data):
                 running.uploaded[ref.type] = data

@@ -17,6 +17,7 @@ from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
     FrozenFile,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -26,7 +27,7 @@ from agent.wire.transaction import (
 )
 from agent.wire.upkeep import ImageState, Leftover
 from agent.wire.vm import Disk, HostVm, Image
-from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, host_file
+from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, digest, host_file
 
 
 class FakeHost:
@@ -114,7 +115,7 @@ class FakeHost:
             id=id,
             kind=KINDS[type(wanted)],
             vm=wanted.vm,
-            snapshot=wanted.snapshot,
+            snapshot=getattr(wanted, "snapshot", None),
             state="prepared",
             started_at=now,
             lease_expires_at=now + timedelta(seconds=wanted.lease_s),
@@ -124,11 +125,19 @@ class FakeHost:
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
             return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, RestoreRequest):
+            return self._prepare_restore(vm, wanted, view)
         if isinstance(wanted, CloneRequest):
             return self._prepare_clone(wanted, view)
-        for volume in wanted.volumes:
+        for volume in wanted.volumes if isinstance(wanted, DeleteRequest) else []:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
+
+    def _prepare_restore(self, vm: FakeVm, wanted: RestoreRequest, view: Transaction) -> Running:
+        new = {ref.type: ref.sha256 for ref in wanted.host_files}
+        captured = {kind: data for kind, data in vm.host_files.items() if kind in new and digest(data) != new[kind]}
+        view = msgspec.structs.replace(view, host_files=[host_file(kind, data) for kind, data in captured.items()])
+        return Running(wanted, view, captured)
 
     def _prepare_snapshot(self, vm: FakeVm, wanted: SnapshotRequest, view: Transaction) -> Running:
         if unknown := set(wanted.exclude) - set(vm.tops):
@@ -264,8 +273,12 @@ class FakeHost:
                 self._overlay(self.vms[view.vm], volume.target, volume.overlay, volume.path)
         elif isinstance(running.request, RevertRequest):
             self._put_back(self.vms[view.vm], running, running.request)
+        elif isinstance(running.request, RestoreRequest):
+            self._receive(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
+        elif not isinstance(running.request, DeleteRequest):
+            raise Refusal(501, "not-played")
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
@@ -278,15 +291,20 @@ class FakeHost:
         self.files[overlay] = FakeFile(backing=backing)
         vm.tops[target] = overlay
 
-    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+    def _receive(self, vm: FakeVm, running: Running, wanted: RevertRequest | RestoreRequest) -> None:
         if waiting := {ref.type for ref in wanted.host_files} - set(running.uploaded):
             raise Refusal(409, "host-file-not-uploaded", types=sorted(waiting))
+        vm.host_files.update(running.uploaded)
+        for kind in running.uploaded:
+            vm.broken.pop(kind, None)
+
+    def _put_back(self, vm: FakeVm, running: Running, wanted: RevertRequest) -> None:
+        self._receive(vm, running, wanted)
         for volume in wanted.volumes:
             old = vm.tops[volume.target]
             self._overlay(vm, volume.target, f"/images/cf-{running.view.id}.{volume.target}.qcow2", volume.path)
             if wanted.undo is None and not self._children(old):
                 del self.files[old]
-        vm.host_files.update(running.uploaded)
         for kind in wanted.remove:
             vm.host_files.pop(kind, None)
         if not wanted.alone:

@@ -11,6 +11,7 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    RestoreRequest,
     RevertRequest,
     SnapshotRequest,
     Transaction,
@@ -66,10 +67,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone"]] = {
+KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
+    RestoreRequest: "restore",
     CloneRequest: "clone",
 }
 

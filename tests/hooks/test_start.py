@@ -137,7 +137,7 @@ def test_a_start_without_nvram_is_refused(hook: Hook, damage: str) -> None:
     assert result.returncode == 1
     assert f"NVRAM {hook.nvram()} is {damage}" in text
     assert "coldframe-agent accept-blank win11" in text
-    assert "coldframe snapshot revert" in text
+    assert "coldframe vm restore-host-files" in text
     assert not hook.starting()
     assert "NVRAM" in hook.notes()[0]["reason"]
 

@@ -5,6 +5,7 @@ The played hypervisor keeps its definitions in files, so that it outlives an age
 
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -118,8 +119,8 @@ class Rig:
 
     def build(self) -> "Rig":
         for directory in (self.images, self.nvram.parent, self.tpm / "tpm2", self.hypervisor.directory):
-            directory.mkdir(parents=True)
-        self.state_dir.mkdir(mode=0o700)
+            directory.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
         self.nvram.write_bytes(nvram(b"A"))
         (self.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(b"A"))
         for target in self.targets:
@@ -179,6 +180,11 @@ class Rig:
             checkpoint=checkpoint,
         )
 
+    def lose_host_files(self) -> None:
+        """Do as ``virsh undefine --nvram`` does."""
+        self.nvram.unlink()
+        shutil.rmtree(self.tpm)
+
     def top(self, target: str, vm: UUID = VM) -> Path:
         """Return the file that a domain's definition names for a disk."""
         root = etree.fromstring((self.hypervisor.directory / f"{vm}.xml").read_text())
@@ -195,7 +201,7 @@ class Rig:
     def contents(self) -> dict[str, str]:
         """Hash what the domain would see if it started now: every disk, NVRAM and TPM state."""
         seen = {target: raw_sha256(self.top(target)) for target in self.targets}
-        seen["nvram"] = hashlib.sha256(self.nvram.read_bytes()).hexdigest()
+        seen["nvram"] = hashlib.sha256(self.nvram.read_bytes()).hexdigest() if self.nvram.exists() else "none"
         state = self.tpm / "tpm2" / "tpm2-00.permall"
         seen["tpm"] = hashlib.sha256(state.read_bytes()).hexdigest() if state.exists() else "none"
         return seen

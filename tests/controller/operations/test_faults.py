@@ -16,6 +16,7 @@ import pytest
 from agent.wire.operation import Operation
 from agent.wire.snapshot import Snapshot
 from controller.errors import DatabaseFailed
+from controller.operations import restore_host_files
 from controller.operations.clone import Target, WantedOfVm
 from controller.store import operations
 from tests.controller.fake_agent import Fault
@@ -58,6 +59,13 @@ async def remove_sibling(one: World) -> Operation:
     return await one.delete(second.uuid)
 
 
+async def put_back(one: World) -> Operation:
+    first = (await one.tree())[0]
+    return await one.act(
+        "vm-restore-host-files", restore_host_files.Wanted(types=["nvram", "tpm"], snapshot=first.uuid)
+    )
+
+
 Scenario = Callable[[World], Coroutine[Any, Any, Operation]]
 SCENARIOS: dict[str, Scenario] = {
     "create": take,
@@ -67,6 +75,7 @@ SCENARIOS: dict[str, Scenario] = {
     "clone": clone,
     "clone-vm": clone_as_it_stands,
     "delete-hidden": remove_sibling,
+    "restore": put_back,
 }
 
 
