@@ -63,7 +63,7 @@ def staged_path(target: Path, token: str) -> Path:
 def staged_for(target: Path) -> list[Path]:
     """Find what stands under a hidden name that belongs to ``target``, whatever the token: see ``staged_path``."""
     ending = staged_path(target, "").name.removeprefix(STAGE_PREFIX)
-    with _storage("listing", target.parent), os.scandir(target.parent) as entries:
+    with storage("listing", target.parent), os.scandir(target.parent) as entries:
         names = [entry.name for entry in entries]
     return [target.parent / name for name in sorted(names) if name.startswith(STAGE_PREFIX) and name.endswith(ending)]
 

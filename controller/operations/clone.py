@@ -84,7 +84,7 @@ async def make(job: Job, wanted: Wanted) -> dict[str, Any]:
     group = await job.db.run(snapshots.group, wanted.snapshot)
     if group.snapshot.state != "ready":
         raise SnapshotBusy(snapshot=wanted.snapshot, state=group.snapshot.state)
-    if gone := [volume.target for volume in group.volumes if volume.merged]:
+    if gone := group.lost:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
     made: list[dict[str, Any]] = []
     failed: list[tuple[Target, Error]] = []
