@@ -18,6 +18,7 @@ from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
 from agent.background import Background
 from agent.config import Config
+from agent.disposal import Disposal
 from agent.facts import VERSION, Facts
 from agent.host import hook_file
 from agent.host.event_log import EventLog
@@ -55,6 +56,7 @@ class Agent:
     watchers: Watchers
     facts: Facts
     upkeep: Upkeep
+    disposal: Disposal
 
 
 def limits_of(config: Config) -> Limits:
@@ -101,7 +103,8 @@ def assemble(
     )
     facts = Facts(hypervisor, network, config.hook_file)
     upkeep = Upkeep(inventory, manager, guards, limits)
-    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep)
+    disposal = Disposal(inventory, limits)
+    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep, disposal)
 
 
 def application_of(agent: Agent, config: Config, secret: Secret) -> web.Application:
@@ -114,7 +117,7 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *TransactionRoutes(agent.manager, limit).routes(),
         *ImageRoutes(Transfers(agent.manager)).routes(),
         *EventRoutes(agent.event_log).routes(),
-        *UpkeepRoutes(agent.upkeep).routes(),
+        *UpkeepRoutes(agent.upkeep, agent.disposal).routes(),
     ]
     return application.build(
         routes,

@@ -53,7 +53,7 @@ def make_app(
         *HealthRoutes(db, VERSION).routes(),
         *HostRoutes(db).routes(),
         *EnrolmentRoutes(registry).routes(),
-        *VmRoutes(db).routes(),
+        *VmRoutes(db, registry).routes(),
         *SnapshotRoutes(db).routes(),
         *ActionRoutes(engine).routes(),
         *VerifyRoutes(engine).routes(),

@@ -162,9 +162,9 @@ def write() -> Iterator[None]:
     with database.atomic(*begin):
         yield
         if outermost:
-            database.obj.checkpoint(f"before commit {database.obj.work}")
+            database.obj.checkpoint(f"before database {database.obj.work}")
     if outermost:
-        database.obj.checkpoint(f"after commit {database.obj.work}")
+        database.obj.checkpoint(f"after database {database.obj.work}")
 
 
 @contextlib.contextmanager

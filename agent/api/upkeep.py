@@ -1,8 +1,11 @@
 """Looking after a host: the state of image files, and what was left behind."""
 
+from agent.disposal import Disposal
 from agent.errors import (
     HypervisorRefused,
     HypervisorUnavailable,
+    ImageInUse,
+    ImageRefused,
     NoSpace,
     QemuImgFailed,
     StorageFailed,
@@ -12,14 +15,23 @@ from agent.errors import (
 from agent.upkeep import Upkeep
 from agent.web.call import Call
 from agent.web.routes import Route, route
-from agent.wire.upkeep import CheckedImages, CheckImages, Leftovers, RemovedLeftovers, RemoveLeftovers
+from agent.wire.upkeep import (
+    CheckedImages,
+    CheckImages,
+    Leftovers,
+    RemovedImages,
+    RemovedLeftovers,
+    RemoveImages,
+    RemoveLeftovers,
+)
 
 
 class UpkeepRoutes:
     """What verification and ``doctor`` ask."""
 
-    def __init__(self, upkeep: Upkeep) -> None:
+    def __init__(self, upkeep: Upkeep, disposal: Disposal) -> None:
         self._upkeep = upkeep
+        self._disposal = disposal
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -27,6 +39,13 @@ class UpkeepRoutes:
         checking = (StorageFailed, QemuImgFailed, ToolFailed, ToolTimeout)
         return [
             route("POST", "/v1/images/check", self.check, errors=checking),
+            route(
+                "POST",
+                "/v1/images/remove",
+                self.remove_images,
+                errors=(*looking, ImageRefused, ImageInUse),
+                role="admin",
+            ),
             route("GET", "/v1/leftovers", self.list, errors=looking),
             route("POST", "/v1/leftovers/remove", self.remove, errors=(*looking, NoSpace), role="admin"),
         ]
@@ -38,6 +57,14 @@ class UpkeepRoutes:
         allowed directories is not looked at.
         """
         return CheckedImages(items=await self._upkeep.check(body))
+
+    async def remove_images(self, call: Call, body: RemoveImages) -> RemovedImages:
+        """Remove the disks of a domain that is gone: all that are named, or none.
+
+        A file that a domain of this host names, that another file beside it stands on, or that anybody has open is
+        refused by name, and then all are left. Files that are gone already are passed over.
+        """
+        return RemovedImages(removed=await self._disposal.remove(body.images))
 
     async def list(self, call: Call) -> Leftovers:
         """List files that are named as Coldframe names its own, with the domains and images that use each."""

@@ -26,8 +26,11 @@ from agent.wire.upkeep import (
     CheckImages,
     ImageState,
     Leftovers,
+    RemovedImages,
     RemovedLeftovers,
+    RemoveImages,
     RemoveLeftovers,
+    UnwantedImage,
 )
 from agent.wire.vm import Disk, HostVm
 
@@ -136,6 +139,11 @@ class AgentClient(ArchiveCalls):
         return (
             await self._json("POST", "/v1/leftovers/remove", RemovedLeftovers, body=body, total_s=self._timeouts.work_s)
         ).removed
+
+    async def remove_images(self, images: Sequence[UnwantedImage]) -> list[str]:
+        """Remove the disks of a domain that is gone, all or none; return what went. Repeatable."""
+        body, total_s = RemoveImages(images=list(images)), self._timeouts.work_s
+        return (await self._json("POST", "/v1/images/remove", RemovedImages, body=body, total_s=total_s)).removed
 
     async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
         """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""

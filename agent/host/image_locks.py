@@ -53,6 +53,23 @@ class ImageLock:
             raise ImageInUse(target=target, path=str(path))
         return cls(descriptor)
 
+    @classmethod
+    def take_alone(cls, target: str, path: Path) -> "ImageLock":
+        """Lock an image against readers too, before it is removed; ImageInUse where anybody has it open."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as err:
+            raise StorageFailed(action="locking", path=str(path), reason=err.strerror or str(err)) from err
+        try:
+            lock_whole(descriptor)
+        except BlockingIOError as err:
+            os.close(descriptor)
+            raise ImageInUse(target=target, path=str(path)) from err
+        except OSError as err:
+            os.close(descriptor)
+            raise StorageFailed(action="locking", path=str(path), reason=err.strerror or str(err)) from err
+        return cls(descriptor)
+
     def keeps_us_out(self) -> bool:
         """Tell whether somebody else reads the image and lets nobody write to it: a VM that runs above it, say."""
         return is_locked(self._descriptor, _WRITE_NOT_SHARED, 1)

@@ -9,7 +9,8 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined
+    │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -44,6 +45,7 @@ from controller.errors.conflict import (
     BackupFileOwned,
     ClonesFailed,
     Conflict,
+    DisksNotRemoved,
     FrozenFileHeld,
     HostBusy,
     HostExists,
@@ -62,6 +64,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmDefined,
     VmExists,
     VmNowhere,
 )
@@ -111,6 +114,7 @@ __all__ = [
     "DatabaseTooNew",
     "DatabaseUnusable",
     "DisksNotDeleted",
+    "DisksNotRemoved",
     "Error",
     "FrozenFileHeld",
     "HostBusy",
@@ -147,6 +151,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmDefined",
     "VmExists",
     "VmNotFound",
     "VmNowhere",

@@ -8,7 +8,6 @@ started by mistake, leaves it alone, and takes it over when the lease has run ou
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
+from controller import owners
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
@@ -64,7 +64,7 @@ class Engine:
         self.hosts = hosts
         self.kinds = kinds
         self.limits = limits or Limits()
-        self.owner = secrets.token_hex(8)
+        self.owner = owners.new()
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -148,9 +148,14 @@ class Engine:
         lease_s = self.limits.owner_lease_s
         await self.db.run(operations.renew, self.owner, lease_s)
         await self._drop_lost()
-        for left in await self.db.run(operations.unfinished, self.owner):
-            if await self.db.run(operations.claim, left.operation.uuid, self.owner, lease_s):
-                self._start(await self.db.run(operations.job, left.operation.uuid))
+        for left in await self.db.run(operations.unfinished):
+            uuid = left.operation.uuid
+            if uuid in self._jobs:
+                continue
+            # Ours and not begun: the database took the claim and then failed to say so.
+            dead = left.owner not in {None, self.owner} and await asyncio.to_thread(owners.is_dead, str(left.owner))
+            if await self.db.run(operations.claim, uuid, self.owner, lease_s, take_over=dead):
+                self._start(await self.db.run(operations.job, uuid))
         while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
             self._start(row)
 
@@ -204,13 +209,17 @@ class Engine:
                 await outcome(job.again())
                 continue
             await self._take_back(job)
-            return self._unless_concluded(job, ended)
+            return await self._unless_concluded(job, ended)
         raise AssertionError("the last run has returned")
 
     @staticmethod
-    def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
-        """Return the result of a job that failed only in what comes after its purpose was fulfilled."""
-        result = job.recalled(CONCLUDED, dict[str, Any])
+    async def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
+        """Return the result of a job that failed only in what comes after its purpose was fulfilled.
+
+        The row decides: a database that failed to say that it has committed may have done so.
+        """
+        row = await outcome(job.db.run(operations.job, job.uuid))
+        result = (job.memo if isinstance(row, Exception) else row.memo).get(CONCLUDED)
         if result is None:
             return failure
         log.error(kv("failed-after-conclusion", operation=job.uuid), exc_info=failure)
