@@ -223,18 +223,19 @@ class History(RuleBasedStateMachine):
             machine.add(made, wanted or set(kept.disks), host_files=wanted is None, automatic=True)
         machine.go_back(kept, wanted)
         machine.base_kept = False
-        for text in ended["result"]["retired_undo_points"]:
-            retired = machine.snapshots[UUID(text)]
-            assert (retired.automatic, retired.protected) == (True, False)
-            assert text != ended["result"]["undo_point"]
-            machine.remove(retired.uuid)
-        for operation in ended["result"]["deletions"]:
-            following = await self.world.house.ended(operation)
-            retired = machine.snapshots[UUID(following["result"]["snapshot"])]
-            assert (retired.automatic, retired.protected) == (True, False)
-            self._deleted(machine, retired.uuid, following)
+        await self._follow_retired(machine, ended["result"])
         await self.world.check_nothing_to_merge(machine)
         return said
+
+    async def _follow_retired(self, machine: Machine, result: dict[str, Any]) -> None:
+        """Only older undo points that nobody protects went with a revert, or go by a deletion that it asked for."""
+        asked = [await self.world.house.ended(operation) for operation in result["deletions"]]
+        assert {one["state"] for one in asked} <= {"succeeded"}, asked
+        for text in [*result["retired_undo_points"], *(one["result"]["snapshot"] for one in asked)]:
+            retired = machine.snapshots[UUID(text)]
+            assert (retired.automatic, retired.protected) == (True, False)
+            assert text != result["undo_point"]
+            machine.remove(retired.uuid)
 
     async def clone(self, choices: Choices) -> str:
         """Make another VM of a snapshot, and start it once: a TPM that was reset comes into being then."""
