@@ -20,6 +20,7 @@ from agent.wire.base import Page
 from agent.wire.event import HostEvents
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction, TransactionRequest
 from agent.wire.upkeep import (
     CheckedImages,
@@ -79,6 +80,11 @@ class AgentClient(ArchiveCalls):
         return await self._json(
             "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
         )
+
+    async def plan_transaction(self, id: UUID, request: TransactionRequest) -> Plan:
+        """Return what a transaction would do if it were begun now. Nothing begins."""
+        path, params = f"/v1/transactions/{id}", {"dry_run": "true"}
+        return await self._json("PUT", path, Plan, body=request, params=params, total_s=self._timeouts.read_s)
 
     async def transaction(self, id: UUID) -> Transaction:
         """Return how a transaction stands, or ended. AgentProblem ``transaction-not-found``."""
