@@ -2,41 +2,23 @@
 
 import asyncio
 import tempfile
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from tests.oracle.choices import Choices
 from tests.oracle.model import Kept, Machine
 from tests.oracle.world import DISKS, TARGETS, World
 
-T = TypeVar("T")
 #: A tree of so many is taken apart before it grows on.
 MOST_SNAPSHOTS = 9
 MOST_MACHINES = 3
 _REFUSED = ("failed", "domain-running"), ("failed", "snapshot-partly-deleted")
-
-
-class Choices:
-    """Choices that hypothesis makes. It likes zeros, so the same draw means another choice each time it is made."""
-
-    def __init__(self, data: st.DataObject, step: int) -> None:
-        self._data, self._step, self._made = data, step, 0
-
-    def number(self, below: int) -> int:
-        """Choose a number from 0 on."""
-        self._made += 1
-        drawn = self._data.draw(st.integers(0, 9_999))
-        return zlib.crc32(f"{drawn} {self._step} {self._made}".encode()) % below
-
-    def one(self, of: list[T]) -> T:
-        """Choose one of a list."""
-        return of[self.number(len(of))]
 
 
 @dataclass(frozen=True)
