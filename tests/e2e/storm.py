@@ -190,7 +190,8 @@ class Storm:
                 del machine.tree[begun.target]
         elif begun.kind == "revert":
             wanted = machine.tree[begun.target]
-            self.require(outcome, done=present == wanted, what=begun)
+            if before != wanted:
+                self.require(outcome, done=present == wanted, what=begun)
             machine.present = wanted if present == wanted else before
         for name, shown in tree.items():
             if shown["automatic"] and begun.kind == "revert" and name not in machine.tree:
