@@ -9,7 +9,7 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmKnown  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -26,6 +26,7 @@
     ├── NameInvalid                  422
     ├── SnapshotArchiveRefused       422  what was sent is not a whole and sound archive
     ├── ArchiveSourceChanged         502  a host sent other bytes for an archive than it announced
+    ├── ExportFailed                 409  its operation says why
     ├── TransferBroken               408  the caller's end of an archive's stream went away
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
@@ -37,6 +38,7 @@
 from agent.web.errors import Error
 from controller.errors.archive import (
     ArchiveSourceChanged,
+    ExportFailed,
     SnapshotArchiveRefused,
     TransferBroken,
 )
@@ -63,6 +65,7 @@ from controller.errors.conflict import (
     VmBusy,
     VmConflict,
     VmExists,
+    VmKnown,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -112,6 +115,7 @@ __all__ = [
     "DatabaseUnusable",
     "DisksNotDeleted",
     "Error",
+    "ExportFailed",
     "FrozenFileHeld",
     "HostBusy",
     "HostExists",
@@ -148,6 +152,7 @@ __all__ = [
     "VmBusy",
     "VmConflict",
     "VmExists",
+    "VmKnown",
     "VmNotFound",
     "VmNowhere",
 ]
