@@ -18,6 +18,7 @@ from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
 from agent.background import Background
 from agent.config import Config
+from agent.disposal import Disposal
 from agent.facts import VERSION, Facts
 from agent.host import hook_file
 from agent.host.event_log import EventLog
@@ -28,6 +29,7 @@ from agent.host.spool import Spool
 from agent.limits import Limits
 from agent.state_dir import claimed
 from agent.transactions.expected import Expected
+from agent.transactions.foresight import Foresight
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
@@ -55,6 +57,7 @@ class Agent:
     watchers: Watchers
     facts: Facts
     upkeep: Upkeep
+    disposal: Disposal
 
 
 def limits_of(config: Config) -> Limits:
@@ -101,7 +104,8 @@ def assemble(
     )
     facts = Facts(hypervisor, network, config.hook_file)
     upkeep = Upkeep(inventory, manager, guards, limits)
-    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep)
+    disposal = Disposal(inventory, limits)
+    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep, disposal)
 
 
 def application_of(agent: Agent, config: Config, secret: Secret) -> web.Application:
@@ -112,9 +116,9 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *VmRoutes(agent.inventory, agent.manager, agent.guards).routes(),
         *HostFileRoutes(agent.inventory, agent.manager, limit).routes(),
         *TransactionRoutes(agent.manager, limit).routes(),
-        *ImageRoutes(Transfers(agent.manager)).routes(),
+        *ImageRoutes(Transfers(agent.manager), Foresight(agent.manager)).routes(),
         *EventRoutes(agent.event_log).routes(),
-        *UpkeepRoutes(agent.upkeep).routes(),
+        *UpkeepRoutes(agent.upkeep, agent.disposal).routes(),
     ]
     return application.build(
         routes,

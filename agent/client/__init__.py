@@ -20,14 +20,18 @@ from agent.wire.base import Page
 from agent.wire.event import HostEvents
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction, TransactionRequest
 from agent.wire.upkeep import (
     CheckedImages,
     CheckImages,
     ImageState,
     Leftovers,
+    RemovedImages,
     RemovedLeftovers,
+    RemoveImages,
     RemoveLeftovers,
+    UnwantedImage,
 )
 from agent.wire.vm import Disk, HostVm
 
@@ -77,6 +81,11 @@ class AgentClient(ArchiveCalls):
             "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
         )
 
+    async def plan_transaction(self, id: UUID, request: TransactionRequest) -> Plan:
+        """Return what a transaction would do if it were begun now. Nothing begins."""
+        path, params = f"/v1/transactions/{id}", {"dry_run": "true"}
+        return await self._json("PUT", path, Plan, body=request, params=params, total_s=self._timeouts.read_s)
+
     async def transaction(self, id: UUID) -> Transaction:
         """Return how a transaction stands, or ended. AgentProblem ``transaction-not-found``."""
         return await self._get(f"/v1/transactions/{id}", Transaction)
@@ -114,6 +123,11 @@ class AgentClient(ArchiveCalls):
         """Let a domain start again: abort what is prepared for it, remove a guard that was left behind."""
         return await self._json("POST", f"/v1/vms/{uuid}/release", HostVm, total_s=self._timeouts.work_s)
 
+    async def plan_vm(self, uuid: UUID, verb: str) -> Plan:
+        """Return what ``release`` or ``accept-blank`` would do to a domain."""
+        path, params = f"/v1/vms/{uuid}/{verb}", {"dry_run": "true"}
+        return await self._json("POST", path, Plan, params=params, total_s=self._timeouts.read_s)
+
     async def accept_blank(self, uuid: UUID) -> HostVm:
         """Let the domain's next start through although a host file is missing or empty."""
         return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)
@@ -136,6 +150,11 @@ class AgentClient(ArchiveCalls):
         return (
             await self._json("POST", "/v1/leftovers/remove", RemovedLeftovers, body=body, total_s=self._timeouts.work_s)
         ).removed
+
+    async def remove_images(self, images: Sequence[UnwantedImage]) -> list[str]:
+        """Remove the disks of a domain that is gone, all or none; return what went. Repeatable."""
+        body, total_s = RemoveImages(images=list(images)), self._timeouts.work_s
+        return (await self._json("POST", "/v1/images/remove", RemovedImages, body=body, total_s=total_s)).removed
 
     async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
         """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""

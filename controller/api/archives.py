@@ -1,7 +1,6 @@
 """Portable archives over HTTP: written to, and read from, the body of one call."""
 
 import asyncio
-import hashlib
 from contextlib import suppress
 from functools import partial
 from typing import Annotated
@@ -10,6 +9,7 @@ from uuid import UUID, uuid5
 import msgspec
 from aiohttp import web
 
+from agent.web import dry_run
 from agent.web.call import Call, Reply
 from agent.web.errors import Error
 from agent.web.routes import Route, route
@@ -19,7 +19,7 @@ from agent.wire.snapshot import Snapshot
 from controller import names
 from controller.api.actions import IDEMPOTENCY_KEY, LOCATION
 from controller.api.operations import WaitQuery
-from controller.archive.manifest import DisksMode, Manifest, encode
+from controller.archive.manifest import DisksMode
 from controller.archive.transfers import STALL_S, arriving
 from controller.archive.unpack import Unpacking
 from controller.errors import (
@@ -137,10 +137,13 @@ class ArchiveRoutes:
             names.check_vm(query.as_new)
         limit_bytes = self._engine.limits.patience.host_file_limit_bytes
         unpacking = await Unpacking.open(arriving(call.chunks()), limit_bytes)
-        wanted = _wanted(query, unpacking.manifest)
+        wanted = _wanted(query, unpacking)
         operation = await self._engine.submit(
             "snapshot-import", wanted, partial(_vacant, query.host, wanted), call.idempotency_key
         )
+        if dry_run.is_wanted(call.request):
+            await unpacking.verify()
+            return Reply(operation)
         archives = self._engine.streams.archives
         ours = operation.state not in OPERATION_ENDED and archives.offer(operation.uuid, unpacking)
         try:
@@ -172,13 +175,15 @@ def _failure(ended: Operation) -> Error:
     return ExportFailed(reason=told.detail, cause=told.code, operation=ended.uuid)
 
 
-def _wanted(query: ImportQuery, manifest: Manifest) -> snapshot_import.Wanted:
+def _wanted(query: ImportQuery, unpacking: Unpacking) -> snapshot_import.Wanted:
     """Say what the operation is to do. The same archive under the same new name is the same VM at every try."""
+    manifest = unpacking.manifest
     vm, vm_name = manifest.vm.uuid, manifest.vm.name
     if query.as_new is not None:
         vm, vm_name = uuid5(manifest.snapshot.uuid, f"{query.host}/{query.as_new}"), query.as_new
     return snapshot_import.Wanted(
-        archive=hashlib.sha256(encode(manifest)).hexdigest(),
+        manifest=manifest,
+        domain_xml=unpacking.domain_xml(),
         vm=vm,
         vm_name=vm_name,
         name=query.name or manifest.snapshot.name,

@@ -17,6 +17,7 @@ from yarl import URL
 from agent.web.auth import Secret
 from agent.wire.base import Page
 from agent.wire.operation import Operation
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.problem import Problem
 from controller.cli.errors import Answered, BytesDiffer, ControllerUnreachable, FileRefused, NotAController
 
@@ -35,11 +36,23 @@ def path(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-class Client:
-    """One connection to a controller. Errors are ControllerUnreachable, NotAController and Answered."""
+class PlanMade(Exception):
+    """What a dry run came to: a command ends with its plan, whatever it would have done next."""
 
-    def __init__(self, url: str, token: Secret | None) -> None:
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+class Client:
+    """One connection to a controller. Errors are ControllerUnreachable, NotAController and Answered.
+
+    With ``dry_run`` the first call that would change anything, here or there, ends in PlanMade instead.
+    """
+
+    def __init__(self, url: str, token: Secret | None, *, dry_run: bool = False) -> None:
         self.url = url.rstrip("/")
+        self._dry_run = dry_run
         self._headers = {"Authorization": f"Bearer {token.reveal()}"} if token else {}
         self._runner = asyncio.Runner()
         self._session: aiohttp.ClientSession | None = None
@@ -94,6 +107,9 @@ class Client:
 
     def download(self, where: str, target: Path, sha256: str) -> None:
         """Write a resource's bytes to a file, all or nothing. Raises BytesDiffer and FileRefused."""
+        if self._dry_run:
+            step = PlannedStep(action="write-file", name="write the bytes to a file here", path=str(target.absolute()))
+            raise PlanMade(planned("download", [step], []))
         try:
             descriptor, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name[:100]}.")
         except OSError as err:
@@ -120,6 +136,9 @@ class Client:
 
         However long it takes to begin: a file of many gigabytes may have to be made first.
         """
+        if self._dry_run:
+            step = PlannedStep(action="write-file", name=f"write {target}", path=str(target))
+            raise PlanMade(planned("download", [step], []))
         taken = "it exists already; use --force to replace it"
         if target.exists() and not replace:
             raise FileRefused(path=target, reason=taken)
@@ -201,12 +220,16 @@ class Client:
         limits: aiohttp.ClientTimeout = TIMEOUT,
     ) -> tuple[int, bytes, str | None]:
         """Return the answer's status, body and ETag. ``body`` is sent as JSON, ``data`` as it is."""
+        plans = self._dry_run and method != "GET"
+        query = {**(query or {}), **({"dry_run": "true"} if plans else {})}
         sent = data if body is None else msgspec.json.encode(body)
         extra = {"Content-Type": "application/json"} if body is not None else {}
         try:
             async with self._request(method, where, query, sent, {**extra, **(headers or {})}, limits) as answer:
                 content = await answer.read()
                 self._check(answer, content)
+                if plans:
+                    raise PlanMade(self._decode(where, Plan, content))
                 return answer.status, content, answer.headers.get("ETag")
         except (aiohttp.ClientError, TimeoutError, ValueError) as err:
             raise ControllerUnreachable(url=self.url, reason=_reason(err)) from err

@@ -9,7 +9,8 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmKnown  VmExists  ClonesFailed
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined  VmKnown
+    │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
@@ -46,6 +47,7 @@ from controller.errors.conflict import (
     BackupFileOwned,
     ClonesFailed,
     Conflict,
+    DisksNotRemoved,
     FrozenFileHeld,
     HostBusy,
     HostExists,
@@ -64,6 +66,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmDefined,
     VmExists,
     VmKnown,
     VmNowhere,
@@ -114,6 +117,7 @@ __all__ = [
     "DatabaseTooNew",
     "DatabaseUnusable",
     "DisksNotDeleted",
+    "DisksNotRemoved",
     "Error",
     "ExportFailed",
     "FrozenFileHeld",
@@ -151,6 +155,7 @@ __all__ = [
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmDefined",
     "VmExists",
     "VmKnown",
     "VmNotFound",

@@ -14,6 +14,7 @@ from uuid import UUID
 from agent.wire.archive import SentImage
 from agent.wire.base import Request, utc_now
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan
 from agent.wire.transaction import ExportRequest, FrozenVolume
 from controller.archive.manifest import (
     DOMAIN_XML,
@@ -69,6 +70,13 @@ async def run(job: Job) -> dict[str, Any]:
         await transaction.abort(job, view.id)
     await sink.finish()  # last: a caller who has the whole file finds nothing of it left on the host
     return {"snapshot": str(wanted.snapshot), "disks": wanted.disks, "archive_bytes": sent}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: the files that the host would make to give them, and take away again."""
+    wanted = job.wanted(Wanted)
+    group, _ = await job.db.run(_read, wanted.snapshot)
+    return await transaction.plan(job, job.id_for("transaction"), _request(job, wanted, group))
 
 
 def _read(snapshot: UUID) -> tuple[Group, dict[str, bytes]]:

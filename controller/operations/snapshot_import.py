@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from agent.client import AgentUnreachable
 from agent.web.errors import Error
 from agent.wire.base import Request
 from agent.wire.host_file import FORMATS, HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.transaction import ComingImage, HostFileRef, ImportRequest, Transaction
 from controller.archive.manifest import Image, Manifest
 from controller.archive.unpack import Unpacking
@@ -31,12 +34,13 @@ _PROGRESS_BYTES = 64 << 20
 
 
 class Wanted(Request, kw_only=True, frozen=True):
-    """What the caller asked for. ``archive`` is the hash of the manifest: the same request means the same archive.
+    """What the caller asked for, with what stands at the beginning of the archive: the images follow on the stream.
 
     ``renew``: the VM gets the new identity ``vm`` and ``vm_name``, else these are the archive's.
     """
 
-    archive: str
+    manifest: Manifest
+    domain_xml: str
     vm: UUID
     vm_name: str
     name: str
@@ -52,8 +56,23 @@ async def run(job: Job) -> dict[str, Any]:
     return {**result, "remarks": await sync.refreshed(job)}
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would make of the archive, if the rest of it is as its beginning says."""
+    wanted = job.wanted(Wanted)
+    told = await transaction.plan(job, job.id_for("transaction"), _request(job, wanted, _ending(job)))
+    steps = [
+        PlannedStep(action="add", name=f"add VM {wanted.vm_name}"),
+        PlannedStep(action="add", name=f"add snapshot {wanted.name}"),
+    ]
+    return msgspec.structs.replace(told, steps=[*told.steps, *([] if told.refusals else steps)])
+
+
+def _ending(job: Job) -> Ending:
+    return Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=job.id_for("snapshot"))
+
+
 async def _import(job: Job, wanted: Wanted) -> dict[str, Any]:
-    end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=job.id_for("snapshot"))
+    end = _ending(job)
     job.on_failure(end.transaction, partial(job.db.run, _undone, end, wanted.vm))
     if job.is_sealed(end.transaction):  # the archive was whole and the group is written: only its end is not known
         view = await transaction.standing(job, end.transaction)
@@ -61,12 +80,12 @@ async def _import(job: Job, wanted: Wanted) -> dict[str, Any]:
         unpacking = await _taken(job, end)
         await leftovers.settle(job)
         await job.step("prepare", end.promised())
-        view = await transaction.prepare(job, end.transaction, _request(job, wanted, end, unpacking))
+        view = await transaction.prepare(job, end.transaction, _request(job, wanted, end))
     async with transaction.leased(job, end.transaction):
         if not job.is_sealed(end.transaction):
             view = await _receive(job, unpacking, view)
             held = await _held(job, unpacking)
-            await job.db.run(_record, job, _group(job, wanted, end, unpacking, view, held), wanted.vm_name)
+            await job.db.run(_record, job, _group(job, wanted, end, view, held), wanted.vm_name)
         view = await transaction.commit(job, view)
     result = {
         "snapshot": str(end.snapshot),
@@ -88,13 +107,13 @@ async def _taken(job: Job, end: Ending) -> Unpacking:
         raise
 
 
-def _request(job: Job, wanted: Wanted, end: Ending, unpacking: Unpacking) -> ImportRequest:
-    manifest = unpacking.manifest
+def _request(job: Job, wanted: Wanted, end: Ending) -> ImportRequest:
+    manifest = wanted.manifest
     return ImportRequest(
         vm=wanted.vm,
         name=wanted.vm_name,
         snapshot=end.snapshot,
-        domain_xml=unpacking.domain_xml(),
+        domain_xml=wanted.domain_xml,
         images=[
             ComingImage(
                 target=disk.target,
@@ -179,15 +198,14 @@ async def _held(job: Job, unpacking: Unpacking) -> dict[HostFileType, Held]:
     }
 
 
-def _group(  # noqa: PLR0917 - what a snapshot is recorded by
+def _group(
     job: Job,
     wanted: Wanted,
     end: Ending,
-    unpacking: Unpacking,
     view: Transaction,
     held: dict[HostFileType, Held],
 ) -> NewGroup:
-    origin = unpacking.manifest.snapshot
+    origin = wanted.manifest.snapshot
     return NewGroup(
         uuid=end.snapshot,
         vm=wanted.vm,

@@ -172,7 +172,7 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
 def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
     """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
 
-    Take over only where the former owner is known to be dead: at the start of the only controller.
+    Take over only where the former owner is known to be dead (``owners.is_dead``).
     """
     with write():
         row = _row(uuid)
@@ -253,9 +253,9 @@ def cancel(uuid: UUID) -> wire.Operation:
         return get(uuid)
 
 
-def unfinished(owner: str) -> list[Job]:
-    """Return the operations that run for another owner, oldest first: those to be resumed after a restart."""
-    return [_job(row) for row in _open_rows().where(Operation.state == "running") if row.owner != owner]
+def unfinished() -> list[Job]:
+    """Return the operations that run, for whatever owner, oldest first: those to be resumed after a restart."""
+    return [_job(row) for row in _open_rows().where(Operation.state == "running")]
 
 
 def page(

@@ -138,15 +138,25 @@ def page(
         return page_of(_wires(rows), limit, lambda vm: (vm.name, vm.uuid))
 
 
-def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+def forget(uuid: UUID, but: UUID | None = None, *, disks_gone: bool = False) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``, with the frozen files that nobody looks after any more:
-    hidden bases too, since what is left of the VM's disks may stand on them, and nothing would tell. A VM that a host
-    still defines comes back with that host's next inventory, without its history. Raises VmNotFound, VmBusy,
-    SnapshotProtected.
+    ``but`` is the operation that asks; ``disks_gone``: its hosts have removed its files. Event ``vm.forgotten``,
+    with the frozen files that nobody looks after any more: hidden bases too, since what is left of the VM's disks may
+    stand on them, and nothing would tell. A VM that a host still defines comes back with that host's next inventory,
+    without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
     """
     with write():
+        vm = require_forgettable(uuid, but)
+        left = [] if disks_gone else _frozen(uuid)
+        _remove(uuid)
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name, "files": left})
+    return vm
+
+
+def require_forgettable(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+    """Return a VM that may be forgotten now. Raises VmNotFound, VmBusy, SnapshotProtected."""
+    with read():
         vm = get(uuid)
         count = operations.open_count(vm=uuid, but=but)
         if count:
@@ -154,9 +164,6 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
         protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
         if protected is not None:
             raise SnapshotProtected(snapshot=protected.uuid)
-        left = _frozen(uuid)
-        _remove(uuid)
-        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name, "files": left})
     return vm
 
 
@@ -190,6 +197,8 @@ def _remove(uuid: UUID) -> None:
     VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
     Clone.delete().where(Clone.vm == uuid).execute()
+    # A clone of it whose end nobody learned: no operation will ask any more, and its host shows whether it was made.
+    Clone.delete().where(Clone.source == uuid, Clone.state == "creating").execute()
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()
     contents.sweep()

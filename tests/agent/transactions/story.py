@@ -45,7 +45,8 @@ def change_everything(rig: Rig, pattern: int = 0x42) -> None:
 
 def snapshot_request(**changes: object) -> SnapshotRequest:
     """Ask for a snapshot of the rig's domain."""
-    return SnapshotRequest(vm=VM, snapshot=uuid4(), **changes)  # type: ignore[arg-type]  # overrides
+    values: dict[str, object] = {"vm": VM, "snapshot": uuid4(), **changes}
+    return SnapshotRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
 
 
 async def snapshot(manager: Manager, **changes: object) -> tuple[Transaction, dict[HostFileType, bytes]]:
@@ -102,7 +103,7 @@ def delete_request(taken: Transaction, children: dict[str, list[str]]) -> Delete
     """Ask to merge a snapshot's frozen files away; ``children`` by target."""
     assert taken.snapshot is not None
     volumes = [DoomedVolume(target=v.target, path=v.path, children=children.get(v.target, [])) for v in taken.volumes]
-    return DeleteRequest(vm=VM, snapshot=taken.snapshot, volumes=volumes)
+    return DeleteRequest(vm=taken.vm, snapshot=taken.snapshot, volumes=volumes)
 
 
 async def delete(manager: Manager, request: DeleteRequest, id_: UUID | None = None) -> Transaction:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.api.images import ImageRoutes
 from agent.api.transactions import TransactionRoutes
+from agent.transactions.foresight import Foresight
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
 from agent.web.application import build
@@ -87,7 +88,10 @@ class House:
 async def house(db: Database, tmp_path: Path) -> AsyncIterator[House]:
     rig = Rig(tmp_path / "host").build()
     manager = rig.manager()
-    routes = [*TransactionRoutes(manager, LIMIT_BYTES).routes(), *ImageRoutes(Transfers(manager)).routes()]
+    routes = [
+        *TransactionRoutes(manager, LIMIT_BYTES).routes(),
+        *ImageRoutes(Transfers(manager), Foresight(manager)).routes(),
+    ]
     known = one_secret(Secret("secret"), "controller")
     own = build(routes, title="agent", version="1", authenticator=known, registry=CollectorRegistry())
     async with AsyncExitStack() as stack:
@@ -181,6 +185,19 @@ async def test_hostile_archive_leaves_neither_files_nor_records(house: House, ha
     assert (await house.db.run(snapshots.page, 10)).items == known
     assert await house.db.run(invariants.orphans) == []
     assert (await (await house.import_(archive)).json())["state"] == "succeeded"
+
+
+async def test_a_dry_run_reads_the_whole_archive_and_changes_nothing(house: House) -> None:
+    archive = await house.export(await house.snapshot())
+    before = house.rig.files()
+    told = await (await house.import_(archive, "as_new=other&dry_run=true")).json()
+    assert (told["kind"], told["would"], told["refusals"]) == ("snapshot-import", "succeed", [])
+    assert {"receive-image", "define-domain"} <= {step["action"] for step in told["steps"]}
+    told = await (await house.import_(archive[:-9], "as_new=other&dry_run=true")).json()
+    assert [one["code"] for one in told["refusals"]] == ["snapshot-archive-refused"]
+    told = await (await house.import_(archive, "as_new=other&directory=/etc&dry_run=true")).json()
+    assert [one["code"] for one in told["refusals"]] == ["directory-refused"]
+    assert house.rig.files() == before
 
 
 async def test_the_same_key_imports_once(house: House) -> None:

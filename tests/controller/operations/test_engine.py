@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.wire.base import utc_now
+from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
 from controller.operations import snapshot_create, sync
 from controller.store import operations
@@ -153,6 +154,19 @@ async def test_an_engine_that_was_not_heard_of_lets_go_of_what_another_has_taken
     await one.db.run(operations.renew, "another", 0.0)
     one.engine.nudge()
     assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_what_a_dead_process_ran_is_resumed_before_its_lease_has_run_out(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    await one.kill()
+    world, pid, _, token = owners.new().rsplit("/", 3)  # a process that had our number before us
+    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}", 3600.0, take_over=True)
+    gate.opened.set()
+    async with one.new_engine() as other:
+        assert (await other.wait(first.uuid, 20)).state == "succeeded"
+    one.engine = await one.new_engine().__aenter__()
 
 
 async def test_an_engine_that_slept_past_its_lease_takes_nothing_back_and_tells_no_end(one: World) -> None:
