@@ -29,6 +29,7 @@ from agent.host.spool import Spool
 from agent.limits import Limits
 from agent.state_dir import claimed
 from agent.transactions.expected import Expected
+from agent.transactions.foresight import Foresight
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
@@ -115,7 +116,7 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *VmRoutes(agent.inventory, agent.manager, agent.guards).routes(),
         *HostFileRoutes(agent.inventory, agent.manager, limit).routes(),
         *TransactionRoutes(agent.manager, limit).routes(),
-        *ImageRoutes(Transfers(agent.manager)).routes(),
+        *ImageRoutes(Transfers(agent.manager), Foresight(agent.manager)).routes(),
         *EventRoutes(agent.event_log).routes(),
         *UpkeepRoutes(agent.upkeep, agent.disposal).routes(),
     ]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from agent.errors import ImageRefused
 from agent.host import dependents, files, neighbours
-from agent.host.image_locks import ImageLock
+from agent.host.image_locks import ImageLock, require_unopened
 from agent.host.inventory import Inventory
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
+from agent.web.errors import Error
 from agent.wire.upkeep import UnwantedImage
 
 
@@ -41,6 +42,22 @@ class Disposal:
             for path in sorted(present, key=lambda one: len(dependents.chain_of(one)), reverse=True):
                 files.remove_tree(path)
         return [str(path) for path in present]
+
+    async def foresee(self, images: Sequence[UnwantedImage]) -> tuple[list[str], list[Error]]:
+        """Return what ``remove`` would remove, and all that it would object to. Nothing is locked."""
+        users = await self._inventory.neighbours()
+        return await asyncio.to_thread(self._foresee, images, users)
+
+    def _foresee(self, images: Sequence[UnwantedImage], users: Sequence[Neighbour]) -> tuple[list[str], list[Error]]:
+        present = {Path(one.path): one.target for one in images if os.path.lexists(one.path)}
+        objections: list[Error] = []
+        for path, target in present.items():
+            try:
+                self._require_unwanted(target, path, present, users)
+                require_unopened(target, path)
+            except Error as err:
+                objections.append(err)
+        return [str(path) for path in present], objections
 
     def _require_unwanted(self, target: str, path: Path, going: Mapping[Path, str], users: Sequence[Neighbour]) -> None:
         """Refuse what is no image of ours to remove. A name that leads elsewhere is not followed."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from agent.host import files, image_check, leftovers
+from agent.host import dependents, files, image_check, leftovers
 from agent.host.inventory import Inventory
 from agent.host.leftovers import Findings, Found, Place
 from agent.limits import Limits
@@ -55,10 +55,14 @@ class Upkeep:
         items = [_item(one, findings, chains, over) for one in sorted(findings.found, key=lambda one: one.path)]
         return Leftovers(items=items, complete=findings.complete, unreadable=unreadable)
 
+    async def removable(self, paths: Sequence[str]) -> list[str]:
+        """Return those of the paths that are staged and removable, as they are now."""
+        removable = {one.path for one in (await self.leftovers()).items if one.removable}
+        return [path for path in dict.fromkeys(paths) if path in removable]
+
     async def remove(self, paths: Sequence[str]) -> list[str]:
         """Remove those of the paths that are staged and removable, as they are now; return them."""
-        removable = {one.path for one in (await self.leftovers()).items if one.removable}
-        removed = [path for path in dict.fromkeys(paths) if path in removable]
+        removed = await self.removable(paths)
         for path in removed:
             await asyncio.to_thread(files.remove_tree, Path(path))
         return removed
@@ -87,7 +91,8 @@ class Upkeep:
             if one.transaction in states:
                 is_over = states[one.transaction] in ENDED and one.transaction not in guarded | failed
             else:
-                is_over = now - one.mtime > _FORGOTTEN_AFTER
+                # What is an image may be a snapshot's frozen file, and those are old; nobody can tell any more.
+                is_over = now - one.mtime > _FORGOTTEN_AFTER and not dependents.is_image(one.path)
             if is_over and not one.is_overlay:
                 over.add(one.path)
         return over

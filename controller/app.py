@@ -31,6 +31,7 @@ from controller.api.vms import VmRoutes
 from controller.auth import authenticator
 from controller.config import Config
 from controller.db import Database
+from controller.dry_run import Works, with_dry_run
 from controller.errors import DatabaseFailed
 from controller.events import Follower, Pace
 from controller.hosts import Hosts
@@ -49,11 +50,24 @@ def make_app(
 ) -> web.Application:
     """Return the application. Raises SettingsError where the token file cannot be used."""
     let_in = authenticator(db, settings.token_file)
-    routes: list[Route] = [
+    routes = [
+        *with_dry_run(Works(db, registry, engine), routes_of),
+        *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),
+    ]
+    routes = [_with_database(one) for one in routes]
+    app = build(routes, title="Coldframe controller", version=VERSION, authenticator=let_in, registry=metrics)
+    app.middlewares.append(auditing(db))
+    return app
+
+
+def routes_of(works: Works) -> list[Route]:
+    """Return the routes on what they work on: the real things, or those of a dry run."""
+    db, engine = works.db, works.engine
+    return [
         *HealthRoutes(db, VERSION).routes(),
         *HostRoutes(db).routes(),
-        *EnrolmentRoutes(registry).routes(),
-        *VmRoutes(db, registry).routes(),
+        *EnrolmentRoutes(works.hosts).routes(),
+        *VmRoutes(db, works.hosts).routes(),
         *SnapshotRoutes(db).routes(),
         *ActionRoutes(engine).routes(),
         *VerifyRoutes(engine).routes(),
@@ -61,13 +75,8 @@ def make_app(
         *RetentionRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
-        *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),
         *AccessRoutes(db).routes(),
     ]
-    routes = [_with_database(one) for one in routes]
-    app = build(routes, title="Coldframe controller", version=VERSION, authenticator=let_in, registry=metrics)
-    app.middlewares.append(auditing(db))
-    return app
 
 
 @asynccontextmanager

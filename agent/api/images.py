@@ -5,10 +5,12 @@ from uuid import UUID
 from aiohttp import web
 
 from agent.errors import ImageNotFound, NoSpace, QemuImgFailed, Refused, StorageFailed, ToolFailed, TransactionNotFound
+from agent.transactions.foresight import Foresight
 from agent.transactions.transfers import Transfers
 from agent.web.call import Call
 from agent.web.routes import BYTES, Route, route
 from agent.wire.archive import ReceivedImage, SentImages
+from agent.wire.plan import Plan
 
 #: The announced size bounds an image, whatever its sender does; this is above any file system's largest file.
 _LIMIT_BYTES = 1 << 62
@@ -17,8 +19,9 @@ _LIMIT_BYTES = 1 << 62
 class ImageRoutes:
     """What a controller does with the images of an archive."""
 
-    def __init__(self, transfers: Transfers) -> None:
+    def __init__(self, transfers: Transfers, foresight: Foresight) -> None:
         self._transfers = transfers
+        self._foresight = foresight
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -34,6 +37,7 @@ class ImageRoutes:
                 body_limit_bytes=_LIMIT_BYTES,
                 errors=(*known, ImageNotFound, NoSpace, QemuImgFailed, ToolFailed),
                 role="admin",
+                planner=self.plan_receive,
             ),
         ]
 
@@ -58,3 +62,7 @@ class ImageRoutes:
     async def receive(self, call: Call, id: UUID, target: str, position: int) -> ReceivedImage:
         """Hand over one image of a prepared import, before commit. Once it is whole its header is judged."""
         return await self._transfers.receive(id, target, position, call.chunks())
+
+    async def plan_receive(self, call: Call, id: UUID, target: str, position: int) -> Plan:
+        """Plan ``receive``; the body is not read."""
+        return self._foresight.receive_image(id, target, position)

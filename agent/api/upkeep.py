@@ -15,6 +15,7 @@ from agent.errors import (
 from agent.upkeep import Upkeep
 from agent.web.call import Call
 from agent.web.routes import Route, route
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.upkeep import (
     CheckedImages,
     CheckImages,
@@ -38,16 +39,24 @@ class UpkeepRoutes:
         looking = (HypervisorUnavailable, HypervisorRefused, StorageFailed)
         checking = (StorageFailed, QemuImgFailed, ToolFailed, ToolTimeout)
         return [
-            route("POST", "/v1/images/check", self.check, errors=checking),
+            route("POST", "/v1/images/check", self.check, errors=checking, reads=True),
             route(
                 "POST",
                 "/v1/images/remove",
                 self.remove_images,
                 errors=(*looking, ImageRefused, ImageInUse),
                 role="admin",
+                planner=self.plan_remove_images,
             ),
             route("GET", "/v1/leftovers", self.list, errors=looking),
-            route("POST", "/v1/leftovers/remove", self.remove, errors=(*looking, NoSpace), role="admin"),
+            route(
+                "POST",
+                "/v1/leftovers/remove",
+                self.remove,
+                errors=(*looking, NoSpace),
+                role="admin",
+                planner=self.plan_remove,
+            ),
         ]
 
     async def check(self, call: Call, body: CheckImages) -> CheckedImages:
@@ -73,3 +82,15 @@ class UpkeepRoutes:
     async def remove(self, call: Call, body: RemoveLeftovers) -> RemovedLeftovers:
         """Remove what transactions that have ended left staged. Whatever else is named in the body is left alone."""
         return RemovedLeftovers(removed=await self._upkeep.remove(body.paths))
+
+    async def plan_remove(self, call: Call, body: RemoveLeftovers) -> Plan:
+        """Plan ``remove``."""
+        found = await self._upkeep.removable(body.paths)
+        steps = [PlannedStep(action="remove-file", name="remove what was staged", path=path) for path in found]
+        return planned("leftovers-remove", steps, [])
+
+    async def plan_remove_images(self, call: Call, body: RemoveImages) -> Plan:
+        """Plan ``remove_images``: every file that would go, and every one that will not."""
+        paths, objections = await self._disposal.foresee(body.images)
+        steps = [PlannedStep(action="remove-image", name="remove the image", path=path) for path in paths]
+        return planned("images-remove", [] if objections else steps, [err.problem() for err in objections])

@@ -20,6 +20,7 @@ from agent.wire.base import Page
 from agent.wire.event import HostEvents
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction, TransactionRequest
 from agent.wire.upkeep import (
     CheckedImages,
@@ -80,6 +81,11 @@ class AgentClient(ArchiveCalls):
             "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
         )
 
+    async def plan_transaction(self, id: UUID, request: TransactionRequest) -> Plan:
+        """Return what a transaction would do if it were begun now. Nothing begins."""
+        path, params = f"/v1/transactions/{id}", {"dry_run": "true"}
+        return await self._json("PUT", path, Plan, body=request, params=params, total_s=self._timeouts.read_s)
+
     async def transaction(self, id: UUID) -> Transaction:
         """Return how a transaction stands, or ended. AgentProblem ``transaction-not-found``."""
         return await self._get(f"/v1/transactions/{id}", Transaction)
@@ -116,6 +122,11 @@ class AgentClient(ArchiveCalls):
     async def release(self, uuid: UUID) -> HostVm:
         """Let a domain start again: abort what is prepared for it, remove a guard that was left behind."""
         return await self._json("POST", f"/v1/vms/{uuid}/release", HostVm, total_s=self._timeouts.work_s)
+
+    async def plan_vm(self, uuid: UUID, verb: str) -> Plan:
+        """Return what ``release`` or ``accept-blank`` would do to a domain."""
+        path, params = f"/v1/vms/{uuid}/{verb}", {"dry_run": "true"}
+        return await self._json("POST", path, Plan, params=params, total_s=self._timeouts.read_s)
 
     async def accept_blank(self, uuid: UUID) -> HostVm:
         """Let the domain's next start through although a host file is missing or empty."""

@@ -89,6 +89,32 @@ class ImageLock:
         self.release()
 
 
+def require_unopened(target: str, path: Path) -> None:
+    """Raise ``ImageInUse`` where anybody has an image open, without locking anything; ``StorageFailed``."""
+    _require_unlocked(target, path, (0, 0))
+
+
+def require_unwritten(target: str, path: Path, *, to_write: bool = False) -> None:
+    """Raise ``ImageInUse`` where somebody writes to an image, without locking anything; ``StorageFailed``.
+
+    With ``to_write`` also where somebody reads it and lets nobody write.
+    """
+    _require_unlocked(target, path, (_WRITE_USED, 1), *([(_WRITE_NOT_SHARED, 1)] if to_write else []))
+
+
+def _require_unlocked(target: str, path: Path, *ranges: tuple[int, int]) -> None:
+    try:
+        descriptor = files.open_regular(path)
+        try:
+            locked = any(is_locked(descriptor, start, length) for start, length in ranges)
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
+    if locked:
+        raise ImageInUse(target=target, path=str(path))
+
+
 def lock_whole(descriptor: int) -> None:
     """Take a write lock on a whole open file, or raise ``BlockingIOError``: it meets swtpm's POSIX lock too."""
     try:

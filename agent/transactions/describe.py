@@ -1,5 +1,6 @@
 """What a transaction tells the controller: of the domain as it was found, and of how a merge ended."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from agent.transactions.model import (
     flat,
 )
 from agent.transactions.survey import Survey
+from agent.wire.plan import PlannedStep
 from agent.wire.problem import Problem
 from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, ImportRequest, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
@@ -43,8 +45,25 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
         "firmware": found.firmware,
         "tpm_secret": found.domain.tpm_secret if found.domain else None,
         "steps": found.plan.names(),
-        "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)) + sum(_copied(found.plan)),
+        "total_bytes": total_bytes(found.plan),
     }
+
+
+def total_bytes(plan: Plan) -> int:
+    """Bound what a plan copies between image files."""
+    return sum(step.allocated_bytes for step in _merges(plan)) + sum(_copied(plan))
+
+
+def planned_steps(steps: Iterable[AnyStep]) -> list[PlannedStep]:
+    """Give steps as a dry run shows them: what the journal would hold of each."""
+    return [_planned(step) for step in steps]
+
+
+def _planned(step: AnyStep) -> PlannedStep:
+    facts: dict[str, Any] = msgspec.to_builtins(step)
+    action = facts.pop("step")
+    about = "frozen" if isinstance(step, CommitChild) else "child" if "child" in facts else "path"
+    return PlannedStep(action=action, name=step.name, path=facts.get(about) or facts.get("staged"), facts=facts)
 
 
 def sources(plan: Plan) -> dict[str, tuple[str, str]]:

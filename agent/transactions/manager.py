@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
     AgentRestarted,
-    DomainBusy,
     DomainRunning,
     HashMismatch,
     HostFileNotFound,
@@ -19,7 +18,6 @@ from agent.errors import (
     HypervisorUnavailable,
     LeaseExpired,
     PreconditionFailed,
-    Recorded,
     Released,
     TransactionEnded,
     TransactionMismatch,
@@ -32,20 +30,20 @@ from agent.limits import Limits
 from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.running import Running, Tools
+from agent.transactions.running import Running
+from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.survey import staging_dir
+from agent.transactions.tools import Tools
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
-from agent.wire.host_file import FORMATS, HostFile, HostFileType
+from agent.wire.host_file import HostFile, HostFileType
 from agent.wire.transaction import (
     DEFAULT_LEASE_S,
     ENDED,
     CloneRequest,
     DeleteRequest,
     ExportRequest,
-    HostFileRef,
-    RestoreRequest,
     Transaction,
     TransactionRequest,
 )
@@ -74,7 +72,7 @@ class Manager:
         directory = limits.state_dir / "journal"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (limits.state_dir / "transactions").mkdir(mode=0o700, exist_ok=True)
-        self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
+        self.tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
         self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
@@ -83,9 +81,9 @@ class Manager:
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
-        await asyncio.to_thread(self._tools.journal.prune, self._tools.limits.outcome_retention_s)
-        for entry in await asyncio.to_thread(lambda: list(self._tools.journal.entries())):
-            running = Running(self._tools, entry)
+        await asyncio.to_thread(self.tools.journal.prune, self.tools.limits.outcome_retention_s)
+        for entry in await asyncio.to_thread(lambda: list(self.tools.journal.entries())):
+            running = Running(self.tools, entry)
             running.settled.set()
             self._known[entry.transaction.id] = running
             if entry.ended:
@@ -124,7 +122,7 @@ class Manager:
                 raise TransactionMismatch(id=id_)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
-            return _outcome(known)
+            return outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
         preparing = self._spawn(self._prepare(running, request.lease_s))
@@ -133,12 +131,9 @@ class Manager:
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
-        for other in self._known.values():
-            if clash(other.request, request) and other.transaction.state not in ENDED:
-                seen = other.transaction
-                raise DomainBusy(
-                    name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
-                )
+        other = self.in_the_way_of(request)
+        if other is not None:
+            raise busy_with(other)
         transaction = Transaction(
             id=id_,
             kind=KINDS[type(request)],
@@ -147,7 +142,7 @@ class Manager:
             started_at=utc_now(),
             snapshot=getattr(request, "snapshot", None),
         )
-        running = Running(self._tools, Entry(request=request, transaction=transaction))
+        running = Running(self.tools, Entry(request=request, transaction=transaction))
         self._known[id_] = running
         return running
 
@@ -162,6 +157,21 @@ class Manager:
             finally:
                 running.settled.set()
                 await self._told(running)
+
+    def find(self, id_: UUID) -> Running | None:
+        """Return a transaction with its request and plan."""
+        return self._known.get(id_)
+
+    def at_work_on(self, vm: UUID) -> Running | None:
+        """Return the transaction of a domain that has not ended."""
+        return next((one for one in self._unfinished() if one.request.vm == vm), None)
+
+    def in_the_way_of(self, request: AnyRequest) -> Running | None:
+        """Return a transaction that has not ended and touches a domain that this one would touch."""
+        return next((one for one in self._unfinished() if clash(one.request, request)), None)
+
+    def _unfinished(self) -> Iterator[Running]:
+        return (one for one in self._known.values() if one.transaction.state not in ENDED)
 
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
@@ -179,7 +189,7 @@ class Manager:
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
         running = self.running(id_)
-        data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        data = await _collect(chunks, type_, self.tools.limits.host_file_limit_bytes)
         found = hashlib.sha256(data).hexdigest()
         if announced not in {None, found}:
             raise HashMismatch(type=type_, found=found, expected=announced)
@@ -193,7 +203,7 @@ class Manager:
         running = self.running(id_)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
-        return staging_dir(self._tools.limits, id_) / type_
+        return staging_dir(self.tools.limits, id_) / type_
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
@@ -266,18 +276,15 @@ class Manager:
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        ref = HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
-        request = RestoreRequest(vm=vm, host_files=[ref])
-        running = self._begin(uuid4(), request)
+        running = self._begin(uuid4(), host_file_request(vm, type_, data))
         await self._own(self._write(running, type_, data, if_match))
-        found, _ = await self._tools.inventory.read_host_file(vm, type_)
+        found, _ = await self.tools.inventory.read_host_file(vm, type_)
         return found
 
     async def _write(self, running: Running, type_: HostFileType, data: bytes, if_match: str | None) -> None:
         await self._prepare(running, DEFAULT_LEASE_S)
         try:
-            await self._check_version(running, type_, if_match)
+            await self.require_version(running.request.vm, type_, if_match)
             async with running.lock:
                 await running.receive(type_, data)
                 await running.commit()
@@ -286,8 +293,9 @@ class Manager:
             raise
         await self._finish(running)
 
-    async def _check_version(self, running: Running, type_: HostFileType, if_match: str | None) -> None:
-        found = await self._tools.inventory.host_files(running.request.vm)
+    async def require_version(self, vm: UUID, type_: HostFileType, if_match: str | None) -> None:
+        """Raise PreconditionFailed where a host file is not the one that the caller saw."""
+        found = await self.tools.inventory.host_files(vm)
         present = {item.type: item.sha256 for item in found.items}.get(type_, "nothing")
         if if_match not in (None, present):
             raise PreconditionFailed(what=f"the {type_}", found=present, expected=if_match)
@@ -334,10 +342,10 @@ class Manager:
 
     async def release(self, vm: UUID) -> Transaction | None:
         """Undo what holds a domain, for an operator. A guard without a transaction is dropped."""
-        for running in self._known.values():
-            if running.request.vm == vm and running.transaction.state not in ENDED:
-                return await self.abort(running.transaction.id)
-        await asyncio.to_thread(self._tools.guards.release, vm)
+        running = self.at_work_on(vm)
+        if running is not None:
+            return await self.abort(running.transaction.id)
+        await asyncio.to_thread(self.tools.guards.release, vm)
         return None
 
     def running(self, id_: UUID) -> Running:
@@ -371,19 +379,6 @@ class Manager:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("work-failed reason=%s", task.exception())
-
-
-def _outcome(running: Running) -> Transaction:
-    if running.transaction.state == "aborted" and running.transaction.error is not None:
-        raise Recorded(running.transaction.error)
-    return running.transaction
-
-
-def require_prepared(running: Running) -> None:
-    """Raise what ended a transaction, or TransactionEnded, where nothing can be handed over to it or fetched."""
-    if running.transaction.state != "prepared":
-        _outcome(running)
-        raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)
 
 
 async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:

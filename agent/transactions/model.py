@@ -264,7 +264,11 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
     def names(self) -> list[str]:
         """List the names of all steps in the order in which they run."""
-        return [step.name for step in [*self.before_commit(), *flat(self.switch), *flat(self.clean)]]
+        return [step.name for step in self.steps()]
+
+    def steps(self) -> list[AnyStep]:
+        """List all steps in the order in which they run."""
+        return [*self.before_commit(), *flat(self.switch), *flat(self.clean)]
 
     def before_commit(self) -> list[AnyStep]:
         """List the steps that make something before the commit."""

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import ParamSpec
@@ -20,20 +19,15 @@ from agent.errors import (
     Released,
 )
 from agent.host import dependents, files, images
-from agent.host.hypervisor import Hypervisor
-from agent.host.inventory import Inventory
-from agent.limits import Limits
 from agent.transactions import journal as records
 from agent.transactions import steps, surveyors
 from agent.transactions.archive_steps import ReceiveImage
 from agent.transactions.describe import describe, merge_outcomes, sources, target_of, with_received
-from agent.transactions.guard import Guards
-from agent.transactions.journal import Entry, Journal
+from agent.transactions.journal import Entry
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
-from agent.transactions.steps import Work
 from agent.transactions.survey import staging_dir
-from agent.web.checkpoint import Checkpoint
+from agent.transactions.tools import Tools
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType
@@ -50,18 +44,6 @@ P = ParamSpec("P")
 
 #: qemu-img processes at once for one transaction: 8 overlays take 87 ms one by one, 34 ms four at a time.
 PARALLEL_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What every transaction works with. ``checkpoint`` hears of each point at which the agent could die."""
-
-    hypervisor: Hypervisor
-    inventory: Inventory
-    guards: Guards
-    journal: Journal
-    limits: Limits
-    checkpoint: Checkpoint
 
 
 def problem_of(err: BaseException) -> Problem:
@@ -96,17 +78,7 @@ class Running:
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PARALLEL_STEPS)
-        self._work = Work(
-            vm=entry.request.vm,
-            name=str(entry.request.vm),
-            hypervisor=tools.hypervisor,
-            inventory=tools.inventory,
-            locks=HeldLocks(),
-            nvram_dir=tools.limits.nvram_dir,
-            swtpm_dir=tools.limits.swtpm_dir,
-            host_file_limit_bytes=tools.limits.host_file_limit_bytes,
-            on_bytes=self._on_bytes,
-        )
+        self._work = tools.work_on(entry.request.vm, HeldLocks(), self._on_bytes)
 
     @property
     def name(self) -> str:
@@ -183,14 +155,18 @@ class Running:
 
     async def commit(self) -> None:
         """Decide, then switch. HostFileNotUploaded, ImageNotReceived: nothing changed; otherwise as ``finish``."""
+        await self.require_uploaded()
+        await self._record(records.Commit())
+        self._switching = True
+        self._update(state="committing", lease_expires_at=None)
+
+    async def require_uploaded(self) -> None:
+        """Raise HostFileNotUploaded or ImageNotReceived while a host file or an image is awaited."""
         awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
         if awaited:
             raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
         if coming := [step.name for step in self.plan.receive_images if step.name not in self._here]:
             raise ImageNotReceived(id=self.transaction.id, images=", ".join(coming))
-        await self._record(records.Commit())
-        self._switching = True
-        self._update(state="committing", lease_expires_at=None)
 
     async def finish(self) -> None:
         """Do what the commit record promises, or what is left of it.
@@ -226,12 +202,17 @@ class Running:
         for group in self.plan.switch:
             await self._run(group)
 
+    @property
+    def can_withdraw(self) -> bool:
+        """Whether this is a deletion that was committed and can still be stopped."""
+        return isinstance(self.request, DeleteRequest) and not self._final
+
     def withdraw(self, problem: Problem) -> None:
         """Stop a deletion that was committed, as long as it only rebases: a child is whole on either file.
 
         Once a frozen file is set aside or written to, the deletion goes on to its end and this has no effect.
         """
-        if isinstance(self.request, DeleteRequest) and self.transaction.state == "committing" and not self._final:
+        if self.can_withdraw and self.transaction.state == "committing":
             self.withdrawn = problem
             for task in self._merging:
                 task.cancel()
@@ -294,15 +275,19 @@ class Running:
         """
         self.stuck = True
         self._update(state="aborting", error=problem, lease_expires_at=None)
-        done = [*self.plan.before_commit(), *(flat(self.plan.switch) if self._switching else [])]
         try:
-            for step in reversed(done):
+            for step in self.to_undo():
                 await self._at(f"undo {step.name}", steps.undo, step, self._work)
             staging = staging_dir(self._tools.limits, self.transaction.id)
             await asyncio.to_thread(files.remove_tree, staging)
             await self._end("aborted", problem)
         except Error as err:
             log.warning("undo-waits transaction=%s reason=%s", self.transaction.id, err)
+
+    def to_undo(self) -> list[AnyStep]:
+        """List the steps that undoing goes through, last first."""
+        done = [*self.plan.before_commit(), *(flat(self.plan.switch) if self._switching else [])]
+        return done[::-1]
 
     async def _end(self, state: str, problem: Problem | None) -> None:
         """Write down that nothing is left to do, and only then let the domain start again."""

@@ -4,6 +4,8 @@ Whatever forbids the work is raised here or by the planner, before anything was 
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -27,7 +29,8 @@ from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, F
 from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
-from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
+from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
+from agent.web.errors import Error
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
@@ -38,6 +41,8 @@ from agent.wire.transaction import (
     SnapshotRequest,
 )
 from agent.wire.vm import Disk, Image
+
+_NOT_AT_REST = (DomainManagedSave, DomainPaused, DomainRunning, DomainTransient)
 
 
 @dataclass(frozen=True)
@@ -59,32 +64,60 @@ def staging_dir(limits: Limits, transaction: UUID) -> Path:
 
 @dataclass(frozen=True)
 class Surveyor:
-    """One look around for one transaction."""
+    """One look around for one transaction.
+
+    What forbids the work is raised at once; a dry run gives a list of ``objections``, and gets to hear all that can
+    be said: the plan is empty then, unless it is only the present state of the domain that forbids it.
+    """
 
     transaction: UUID
     request: DomainRequest
     work: Work
     limits: Limits
+    objections: list[Error] | None = None
 
     async def survey(self) -> Survey:
         """Look at everything that the request needs, take the locks, and plan.
 
         Raises the Refused errors of agent.errors; HypervisorUnavailable where libvirt does not answer.
         """
-        _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
+        with self._objecting():
+            _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
         xml = await self.work.hypervisor.inactive_xml(self.work.vm)
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.tpm_directory is not None:
-            await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
+            with self._objecting():
+                await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
+        if isinstance(self.request, RevertRequest | DeleteRequest) and self.objections is None:
+            for volume in self.request.volumes:
+                await asyncio.to_thread(bring_back, Path(volume.path))
         disks = await asyncio.to_thread(self._read_disks, domain)
         users = await self._users(domain)
-        await asyncio.to_thread(self._require_own_files, domain, disks, users)
+        with self._objecting():
+            await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
-        plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
-        await asyncio.to_thread(require_free_names, plan)
-        wants_firmware = isinstance(self.request, SnapshotRequest)
+        plan = Plan()
+        with self._objecting():
+            if self._can_plan():
+                plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
+                await asyncio.to_thread(require_free_names, plan)
+        wants_firmware = isinstance(self.request, SnapshotRequest) and self.objections is None
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
+
+    @contextmanager
+    def _objecting(self) -> Iterator[None]:
+        """Collect what the body raises, where objections are collected."""
+        try:
+            yield
+        except Error as err:
+            if self.objections is None:
+                raise
+            self.objections.append(err)
+
+    def _can_plan(self) -> bool:
+        """Tell whether all that a plan is made of was read: an objection to the domain's state leaves that whole."""
+        return all(isinstance(one, _NOT_AT_REST) for one in self.objections or [])
 
     def _left_alone(self, domain: Domain) -> set[str]:
         """Name the disks whose files are not looked at."""
@@ -106,7 +139,8 @@ class Surveyor:
     def _read_disk(self, source: DiskSource, left_alone: bool) -> Disk:
         chain: list[Image] = []
         if source.path is not None and source.excluded_because is None and not left_alone:
-            chain = self._read_chain(source.target, source.path, source.format or "raw")
+            with self._objecting():
+                chain = self._read_chain(source.target, source.path, source.format or "raw")
         return Disk(
             target=source.target,
             path=str(source.path) if source.path else None,
@@ -132,8 +166,14 @@ class Surveyor:
 
     async def _users(self, domain: Domain) -> list[Neighbour]:
         """Return what all domains use; this one as it was read under the guard."""
-        found = await self.work.inventory.neighbours()
+        found = await self.work.inventory.neighbours(complete=self._may_remove_images())
         return [Neighbour.of(domain), *(one for one in found if one.uuid != domain.uuid)]
+
+    def _may_remove_images(self) -> bool:
+        """Tell whether files may go on which a domain could stand that nobody knows of."""
+        return isinstance(self.request, DeleteRequest) or (
+            isinstance(self.request, RevertRequest) and self.request.undo is None
+        )
 
     def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
         """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
@@ -210,7 +250,8 @@ class Surveyor:
         others = [one for one in users if one.uuid != self.work.vm]
         found = {image.path for chain in frozen.values() for image in chain}
         for top in (disk.chain[0].path for disk in disks if disk.chain):
-            if dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top)):
+            stood_on = dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top))
+            if stood_on or self.work.locks.is_read(Path(top)):
                 found.add(top)
         return frozenset(found)
 
@@ -219,12 +260,10 @@ class Surveyor:
         doomed = read_doomed(self.transaction, request, users, self.limits)
         plan = plan_delete(doomed, room_of(doomed))
         for volume in (one for one in doomed if one.frozen is not None):
-            self.work.locks.take_image(volume.target, Path(volume.path))
+            self.work.locks.take_to_write(volume.target, Path(volume.path))
         for step in flat(plan.switch):
             if isinstance(step, RebaseChild | CommitChild):
                 self.work.locks.take_to_write(step.target, Path(step.child))
-            if isinstance(step, CommitChild):
-                self.work.locks.take_to_write(step.target, Path(step.frozen))
         return plan
 
 

@@ -11,6 +11,7 @@ from agent.transactions.imports import ImportSurveyor
 from agent.transactions.journal import AnyRequest
 from agent.transactions.steps import Work
 from agent.transactions.survey import Survey, Surveyor
+from agent.web.errors import Error
 from agent.wire.transaction import CloneRequest, ExportRequest, ImportRequest
 
 
@@ -24,8 +25,10 @@ async def name_of(request: AnyRequest, hypervisor: Hypervisor) -> str:
     return (await hypervisor.domain(request.vm)).name
 
 
-async def survey(transaction: UUID, request: AnyRequest, work: Work, limits: Limits) -> Survey:
-    """Look at everything that a request needs, and plan."""
+async def survey(
+    transaction: UUID, request: AnyRequest, work: Work, limits: Limits, objections: list[Error] | None = None
+) -> Survey:
+    """Look at everything that a request needs, and plan; ``objections`` as for Surveyor."""
     match request:
         case CloneRequest():
             return await CloneSurveyor(transaction, request, work, limits).survey()
@@ -34,4 +37,4 @@ async def survey(transaction: UUID, request: AnyRequest, work: Work, limits: Lim
         case ExportRequest():
             return await ExportSurveyor(transaction, request, work, limits).survey()
         case _:
-            return await Surveyor(transaction, request, work, limits).survey()
+            return await Surveyor(transaction, request, work, limits, objections).survey()

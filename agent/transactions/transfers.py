@@ -9,8 +9,9 @@ from agent.errors import ImageNotFound, ImageRefused
 from agent.host import files, image_stream
 from agent.host.image_stream import NewImage
 from agent.transactions.archive_steps import ReceiveImage, SendImage
-from agent.transactions.manager import Manager, require_prepared
+from agent.transactions.manager import Manager
 from agent.transactions.running import Running
+from agent.transactions.standing import require_prepared
 from agent.transactions.steps import remove_image
 from agent.wire.archive import ReceivedImage, SentImage, SentImages
 
@@ -49,7 +50,7 @@ class Transfers:
         """
         running = self._manager.running(id_)
         require_prepared(running)
-        step = _awaited(running, target, position)
+        step = awaited(running, target, position)
         if step.staged in self._receiving:
             raise _refused(step, "it is being received already")
         self._receiving.add(step.staged)
@@ -96,7 +97,8 @@ async def _while_prepared(running: Running, image: SendImage, size_bytes: int) -
         yield piece
 
 
-def _awaited(running: Running, target: str, position: int) -> ReceiveImage:
+def awaited(running: Running, target: str, position: int) -> ReceiveImage:
+    """Return the step that takes in one image. Raises ImageNotFound."""
     for step in running.plan.receive_images:
         if (step.target, step.position) == (target, position):
             return step

@@ -28,6 +28,7 @@ from controller.cli import (
 )
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
 from controller.cli.session import (
+    DryRunOption,
     JsonOption,
     Options,
     TokenFileOption,
@@ -63,6 +64,7 @@ def common(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     no_wait: UnusedNoWaitOption = False,
+    dry_run: DryRunOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -71,7 +73,7 @@ def common(
 
     Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable.
     """
-    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait)
+    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait, dry_run)
 
 
 def run(arguments: Sequence[str]) -> int:

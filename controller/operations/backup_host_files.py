@@ -12,6 +12,7 @@ import msgspec
 
 from agent.wire.base import Request
 from agent.wire.host_file import FORMATS, HOST_FILE_TYPES, HostFileType
+from agent.wire.plan import Plan, planned
 from controller.db import write
 from controller.errors import HostFilesMissing
 from controller.operations import sync
@@ -32,23 +33,36 @@ async def run(job: Job) -> dict[str, Any]:
     return await _back_up(job, job.wanted(Wanted).owners) if result is None else result
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: look, and take back what that would write."""
+    held, facts = await _find(job)
+    await job.db.run(_replace, job.uuid, job.wanted(Wanted).owners, held, facts)
+    notes = [f"the copies from {facts['as_of']} would be taken: {facts['reason']}"] if facts["reason"] else []
+    return planned(job.row.operation.kind, [], [], notes=notes)
+
+
 async def _back_up(job: Job, owners: list[UUID]) -> dict[str, Any]:
     await job.step("read host files")
+    held, facts = await _find(job)
+    await job.step("replace the owners' copies")
+    return await job.db.run(_replace, job.uuid, owners, held, facts)
+
+
+async def _find(job: Job) -> tuple[dict[HostFileType, Held], dict[str, Any]]:
+    """Return one copy of each type that the VM has, and what the result says of them."""
     synced = await sync.look(job)
     expected = sync.expected_of(synced.facts)
     copies, as_of = dict(synced.held), None
     if synced.skipped is not None:
         copies, as_of = await _last_copies(job)
     _require(job, expected, copies, synced.failed)
-    await job.step("replace the owners' copies")
     facts = {
         "vm": str(job.vm),
         "source": "host" if synced.skipped is None else "last-sync",
         "as_of": as_of,
         "reason": synced.skipped,
     }
-    held: dict[HostFileType, Held] = {one: (copies[one], FORMATS[one]) for one in expected}
-    return await job.db.run(_replace, job.uuid, owners, held, facts)
+    return {one: (copies[one], FORMATS[one]) for one in expected}, facts
 
 
 def _replace(

@@ -93,7 +93,7 @@ class Engine:
         """
         if kind not in self.kinds:
             raise KeyError(kind)
-        operation = await self.db.run(_queue, kind, msgspec.to_builtins(request), place, key)
+        operation = await self.db.run(queue, kind, msgspec.to_builtins(request), place, key)
         self._nudge.set()
         return operation
 
@@ -124,14 +124,19 @@ class Engine:
 
         Raises OperationNotFound, OperationNotCancellable.
         """
+        self.require_cancellable(uuid)
         held = self._jobs.get(uuid)
         if held is not None:
-            if held[0].sealed and not held[0].stoppable:
-                raise OperationNotCancellable(operation=uuid, state="being committed")
             held[0].cancelled = True
         operation = await self.db.run(operations.cancel, uuid)
         self._nudge.set()
         return operation
+
+    def require_cancellable(self, uuid: UUID) -> None:
+        """Raise OperationNotCancellable for a job whose commit may have been sent and that cannot be stopped."""
+        held = self._jobs.get(uuid)
+        if held is not None and held[0].sealed and not held[0].stoppable:
+            raise OperationNotCancellable(operation=uuid, state="being committed")
 
     async def _serve(self) -> None:
         """Take over what other engines left, start what may run, keep the lease; again at every nudge."""
@@ -262,7 +267,8 @@ class Engine:
             log.info(kv("operation-ended", operation=job.uuid, state=state))
 
 
-def _queue(kind: str, request: Any, place: Place, key: str | None) -> Operation:
+def queue(kind: str, request: Any, place: Place, key: str | None, uuid: UUID | None = None) -> Operation:
+    """Check and queue in one transaction. Raises what ``place`` raises, and IdempotencyConflict."""
     with write():
         try:
             vm, host = place()
@@ -272,7 +278,7 @@ def _queue(kind: str, request: Any, place: Place, key: str | None) -> Operation:
             if known is None:
                 raise
             vm, host = known.vm, known.host
-        return operations.enqueue(kind, vm, host, request, key=key)
+        return operations.enqueue(kind, vm, host, request, key=key, uuid=uuid)
 
 
 async def outcome(work: Awaitable[T]) -> T | Exception:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation
+from agent.wire.plan import Plan, PlannedStep, planned
 from controller.db import write
 from controller.errors import OperationCancelled, OperationNotCancellable, VmConflict, VmNotFound, VmNowhere
 from controller.operations.job import Job
@@ -41,6 +42,14 @@ async def run(job: Job) -> dict[str, Any]:
             return {"policy": policy, **_together(found), "skipped": skipped}
         await job.db.changed(version)
         await asyncio.sleep(job.patience.poll_s)
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: which snapshots would be asked to go. Each deletion can be planned by itself."""
+    asked, skipped = await job.db.run(_ask, job.uuid, job.wanted(Wanted).policy)
+    steps = [PlannedStep(action="delete", name=f"delete snapshot {uuid}", facts={"snapshot": uuid}) for uuid in asked]
+    notes = [f"VM {one['vm']} would be left out: {one['reason']}" for one in skipped]
+    return planned(job.row.operation.kind, steps, [], notes=notes)
 
 
 def _ask(operation: UUID, policy: str) -> tuple[dict[str, UUID], list[dict[str, str]]]:

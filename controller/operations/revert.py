@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from agent.web.errors import Error, InvalidRequest
 from agent.wire.base import Request
 from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
 from controller.db import write
 from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
@@ -53,17 +56,29 @@ async def run(job: Job) -> dict[str, Any]:
     return {**result, **told, "remarks": remarks}
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do, and the record of the undo point."""
+    wanted = job.wanted(Wanted)
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    if wanted.volumes is None:
+        await job.db.run(_bytes_of, group)
+    end = _ending(job, wanted)
+    request = build_request(job, wanted, group, end, await _held(job, wanted))
+    await job.db.run(groups.begin, wanted.snapshot, "reverting")
+    told = await transaction.plan(job, end.transaction, request)
+    if end.undo is None:
+        return told
+    record = PlannedStep(action="add", name="add an undo point: the state before")
+    older = await job.db.run(snapshots.older_automatic, job.vm, end.undo)
+    notes = [f"undo point {uuid} would go afterwards" for uuid in older]
+    return msgspec.structs.replace(told, steps=[*told.steps, record], notes=[*told.notes, *notes])
+
+
 async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     await job.step("check")
     group = await job.db.run(snapshots.group, wanted.snapshot)
     uploads = {} if wanted.volumes is not None else await job.db.run(_bytes_of, group)
-    end = Ending(
-        kind="revert",
-        transaction=job.id_for("transaction"),
-        snapshot=wanted.snapshot,
-        undo=job.id_for("undo") if wanted.undo_point else None,
-        moves_current=wanted.volumes is None,
-    )
+    end = _ending(job, wanted)
     request = build_request(job, wanted, group, end, await _held(job, wanted))
     job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), _HELD: request.held})
@@ -80,6 +95,16 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     await job.db.run(ending.concluded, job.uuid, end, view, result)
     job.recorded(end.transaction, result)
     return result
+
+
+def _ending(job: Job, wanted: Wanted) -> Ending:
+    return Ending(
+        kind="revert",
+        transaction=job.id_for("transaction"),
+        snapshot=wanted.snapshot,
+        undo=job.id_for("undo") if wanted.undo_point else None,
+        moves_current=wanted.volumes is None,
+    )
 
 
 def _bytes_of(group: Group) -> dict[HostFileType, bytes]:
@@ -102,7 +127,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: lis
     volumes = [volume for volume in group.volumes if volume.target in targets]
     if unknown := targets - {volume.target for volume in volumes}:
         raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
-    if gone := [volume.target for volume in volumes if volume.merged or volume.altered]:
+    if gone := [target for target in group.lost if target in targets]:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)

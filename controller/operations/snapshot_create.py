@@ -13,6 +13,7 @@ import msgspec
 
 from agent.wire.base import Request
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.snapshot import Completeness
 from agent.wire.transaction import HostFilesPolicy, SnapshotRequest, Transaction
 from controller.db import write
@@ -46,6 +47,20 @@ async def run(job: Job) -> dict[str, Any]:
     remarks = await sync.refreshed(job)
     deletions = await job.db.run(expiry.expire_quietly, job.vm)
     return {**result, "deletions": [str(one) for one in deletions], "remarks": remarks}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do, and the record of it."""
+    return await foresee(job, job.wanted(Wanted))
+
+
+async def foresee(job: Job, wanted: Wanted) -> Plan:
+    """Plan a snapshot in a job that may be of another kind."""
+    end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=wanted.uuid or job.id_for("snapshot"))
+    told = await transaction.plan(job, end.transaction, _request(job, wanted, end, await _seed(job, wanted)))
+    name = wanted.name or "of this moment"
+    record = PlannedStep(action="add", name=f"add snapshot {name} with the host files that were captured")
+    return msgspec.structs.replace(told, steps=[*told.steps, record])
 
 
 async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 
 from agent.client import AgentProblem
 from agent.wire.base import Request
+from agent.wire.plan import Plan, Would, planned
 from agent.wire.transaction import DeleteRequest, DoomedVolume, Transaction, VolumeOutcome
 from controller.errors import DisksNotDeleted, FrozenFileHeld, OperationCancelled, SnapshotProtected
 from controller.operations import bases, ending, leftovers, sync, transaction
@@ -59,6 +60,29 @@ async def run(job: Job) -> dict[str, Any]:
     remarks = await sync.refreshed(job)
     moved = await bases.merge(job, remarks)
     return {**result, "moved_bytes": result["moved_bytes"] + moved, "remarks": remarks}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would merge, which files stay out of sight, and what goes from the records.
+
+    A VM that is not at rest refuses nothing here: the deletion would wait for it.
+    """
+    wanted = job.wanted(Wanted)
+    await sync.refresh(job)
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    await job.db.run(groups.begin, wanted.snapshot, "deleting")
+    fate = await fate_of(job, group)
+    told = planned(job.row.operation.kind, [], [])
+    if fate.doomed:
+        request = _request(job, wanted.snapshot, fate.doomed)
+        told = await transaction.plan(job, job.id_for("transaction"), request)
+    waits = [one for one in told.refusals if one.code in _NOT_AT_REST]
+    refusals = [one for one in told.refusals if one.code not in _NOT_AT_REST]
+    await job.db.run(groups.remove, wanted.snapshot, fate.kept)
+    notes = [f"the frozen file of {target} would stay out of sight: others stand on it" for target in fate.kept]
+    notes += ["it would wait until the VM stops"] if waits and not refusals else []
+    would: Would = "be-refused" if refusals else "wait" if waits else "succeed"
+    return msgspec.structs.replace(told, would=would, refusals=refusals, notes=[*told.notes, *notes])
 
 
 async def _delete(job: Job, wanted: Wanted) -> dict[str, Any]:
@@ -113,9 +137,13 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     return told
 
 
+def _request(job: Job, snapshot: UUID, doomed: list[DoomedVolume]) -> DeleteRequest:
+    return DeleteRequest(vm=job.vm, snapshot=snapshot, volumes=doomed, lease_s=job.patience.lease_s)
+
+
 async def _carried_out(job: Job, end: Ending, doomed: list[DoomedVolume]) -> Transaction:
     """Let the host merge. One that was stopped has moved children, which is recorded before its end is raised."""
-    request = DeleteRequest(vm=job.vm, snapshot=end.snapshot, volumes=doomed, lease_s=job.patience.lease_s)
+    request = _request(job, end.snapshot, doomed)
     try:
         view = await transaction.prepare(job, end.transaction, request)
         async with transaction.leased(job, end.transaction):

@@ -16,6 +16,7 @@ from agent.client import AgentProblem, AgentUnreachable
 from agent.web.errors import Error
 from agent.web.log import kv
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan
 from agent.wire.problem import Problem
 from agent.wire.transaction import ENDED, Transaction, TransactionRequest
 from controller.errors import (
@@ -89,6 +90,11 @@ async def prepare(job: Job, id: UUID, request: TransactionRequest) -> Transactio
     if view.state in {"aborting", "aborted"}:
         raise _aborted(job, view)
     return view
+
+
+async def plan(job: Job, id: UUID, request: TransactionRequest) -> Plan:
+    """Return what the host would do; nothing begins there. Raises HostUnreachable, AgentProblem."""
+    return await reach(job, partial(job.client.plan_transaction, id, request))
 
 
 @asynccontextmanager

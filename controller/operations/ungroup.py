@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from agent.wire.base import Request
+from agent.wire.plan import Plan, planned
 from controller.db import write
 from controller.operations.job import CONCLUDED, Job
 from controller.store import groups, operations
@@ -23,6 +24,12 @@ async def run(job: Job) -> dict[str, Any]:
         await job.step("remove backup files")
         result = await job.db.run(_ungroup, job.uuid, wanted.snapshot)
     return result
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: no host is asked, and the records say all."""
+    await job.db.run(_ungroup, job.uuid, job.wanted(Wanted).snapshot)
+    return planned(job.row.operation.kind, [], [])
 
 
 def _ungroup(operation: UUID, snapshot: UUID) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from agent.wire.event import HostEvents
 from agent.wire.host_file import HostFiles
+from agent.wire.plan import PlannedStep, planned
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
@@ -154,6 +155,8 @@ class FakeAgent(FakeHost):
                 return problem(known.view.error)
             return answer(known.view)
         vm = self.find_vm(wanted.source if isinstance(wanted, CloneRequest) else wanted.vm)
+        if request.query.get("dry_run") == "true":
+            return answer(self.foresee(key, vm, wanted))
         if not isinstance(wanted, CloneRequest):
             self.check_free(vm)
         self.transactions[key] = self.prepare(key, vm, wanted)
@@ -233,7 +236,12 @@ class FakeAgent(FakeHost):
         paths = {one.path for one in wanted.images if one.path in self.files}
         used = {path for vm in self.vms.values() for top in vm.tops.values() for path in self.chain(top)}
         standing = {file.backing for path, file in self.files.items() if path not in paths}
-        if needed := paths & (used | standing):
+        needed = paths & (used | standing)
+        if request.query.get("dry_run") == "true":
+            steps = [PlannedStep(action="remove-image", name="remove the image", path=path) for path in sorted(paths)]
+            refused = [Refusal(409, "image-refused", path=path).problem for path in sorted(needed)]
+            return answer(planned("images-remove", steps, refused))
+        if needed:
             raise Refusal(409, "image-refused", path=min(needed))
         for path in paths:
             del self.files[path]
@@ -275,7 +283,8 @@ def problem(told: Problem) -> web.Response:
 
 def _call_name(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    return f"{request.method} {resource.canonical if resource is not None else request.path}"
+    dry_run = "?dry_run" if request.query.get("dry_run") == "true" else ""
+    return f"{request.method} {resource.canonical if resource is not None else request.path}{dry_run}"
 
 
 def _cut(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFileType, MissingHostFile
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
@@ -107,6 +108,15 @@ class FakeHost:
         for running in self.transactions.values():
             if running.view.vm == vm.uuid and running.view.state not in ENDED:
                 raise Refusal(409, "domain-busy", name=vm.name)
+
+    def foresee(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Plan:
+        """Return what prepare would come to: one step that names it, or the refusal."""
+        try:
+            self.check_free(vm)
+            self.prepare(id, vm, wanted)
+        except Refusal as refusal:
+            return planned(KINDS[type(wanted)], [], [refusal.problem], vm=vm.uuid)
+        return planned(KINDS[type(wanted)], [PlannedStep(action="fake", name="do it")], [], bytes_to_move=SIZE)
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
         """Begin a transaction; ``vm`` is the source of a clone."""
