@@ -15,6 +15,7 @@ import msgspec
 
 from agent.client import AgentClient
 from agent.web.log import kv
+from controller.archive.transfers import Streams
 from controller.db import Database
 from controller.errors import OperationCancelled
 from controller.hosts import Hosts
@@ -65,6 +66,7 @@ class Job:
     db: Database
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
+    streams: Streams = field(default_factory=Streams)
     cancelled: bool = False
     #: Wakes the engine for operations that this one has queued.
     nudge: Callable[[], None] = lambda: None
