@@ -10,7 +10,7 @@
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
     │   ├── DomainBusy               another transaction holds the guard
-    │   ├── DomainUnreadable  DomainExists  DomainNameRefused
+    │   ├── DomainUnreadable  DomainExists  DomainNameRefused  HostUnsuitable
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
@@ -61,6 +61,7 @@ from agent.errors.domain import (
     DomainStarting,
     DomainTransient,
     DomainUnreadable,
+    HostUnsuitable,
 )
 from agent.errors.host_file import (
     ArchiveRefused,
@@ -133,6 +134,7 @@ __all__ = [
     "HostFileShared",
     "HostFileTooLarge",
     "HostFileUnsupported",
+    "HostUnsuitable",
     "HypervisorRefused",
     "HypervisorTimeout",
     "HypervisorUnavailable",

@@ -8,15 +8,23 @@ from collections import Counter
 from collections.abc import Iterable
 
 from agent.web.errors import InvalidRequest
-from agent.wire.transaction import RestoreRequest, RevertRequest, SnapshotRequest, TransactionRequest
+from agent.wire.transaction import (
+    DepartRequest,
+    PlaceRequest,
+    RestoreRequest,
+    RevertRequest,
+    SnapshotRequest,
+    TransactionRequest,
+)
 
 
 def require_sense(request: TransactionRequest) -> None:
     """Raise InvalidRequest where a request names one thing twice, or asks two things of it."""
     if isinstance(request, SnapshotRequest):
         return
-    if isinstance(request, RestoreRequest):
+    if isinstance(request, RestoreRequest | PlaceRequest):
         _require_once("host_files", [file.type for file in request.host_files])
+    if isinstance(request, RestoreRequest | DepartRequest):
         return
     _require_once("volumes", [volume.target for volume in request.volumes])
     _require_once("volumes", [volume.path for volume in request.volumes])

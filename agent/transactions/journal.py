@@ -30,6 +30,8 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -39,9 +41,9 @@ from agent.wire.transaction import (
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; a clone is not there yet.
-DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
-AnyRequest = DomainRequest | CloneRequest
+#: Work on a domain that is there; one that is cloned or placed is not there yet.
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest | DepartRequest
+AnyRequest = DomainRequest | CloneRequest | PlaceRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

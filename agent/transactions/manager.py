@@ -43,7 +43,9 @@ from agent.wire.transaction import (
     ENDED,
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
     HostFileRef,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -59,12 +61,14 @@ TICK_S = 1.0
 ANSWER_AFTER_S = 20.0
 
 
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
+KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
     CloneRequest: "clone",
     RestoreRequest: "restore",
+    PlaceRequest: "place",
+    DepartRequest: "depart",
 }
 
 

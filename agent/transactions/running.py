@@ -25,6 +25,7 @@ from agent.transactions.guard import Guards
 from agent.transactions.journal import Entry, Journal
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
+from agent.transactions.place import PlaceSurveyor
 from agent.transactions.steps import Work
 from agent.transactions.survey import Survey, Surveyor, staging_dir
 from agent.web.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    PlaceRequest,
     RevertRequest,
     SnapshotRequest,
 )
@@ -128,15 +130,18 @@ class Running:
         await self._record(records.Prepared(transaction=self.transaction))
 
     async def _name_of(self) -> str:
-        """Return the domain's name; that of a clone, which is not there yet, is checked first."""
+        """Return the domain's name; that of one which is not there yet is the request's, a new one checked first."""
         if isinstance(self.request, CloneRequest):
             check_name(self.request.name)
+        if isinstance(self.request, CloneRequest | PlaceRequest):
             return self.request.name
         return (await self._tools.hypervisor.domain(self.request.vm)).name
 
     async def _survey(self) -> Survey:
         if isinstance(self.request, CloneRequest):
             return await CloneSurveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
+        if isinstance(self.request, PlaceRequest):
+            return await PlaceSurveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
         return await Surveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
 
     async def _interruptible(self, group: list[AnyStep]) -> None:

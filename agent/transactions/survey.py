@@ -24,13 +24,14 @@ from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.journal import DomainRequest
 from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
-from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
+from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
+    DepartRequest,
     FirmwareFile,
     FrozenVolume,
     RestoreRequest,
@@ -72,7 +73,8 @@ class Surveyor:
         Raises the Refused errors of agent.errors; HypervisorUnavailable where libvirt does not answer.
         """
         _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
-        xml = await self.work.hypervisor.inactive_xml(self.work.vm)
+        departs = isinstance(self.request, DepartRequest)  # its definition goes to another host's libvirt as it is
+        xml = await self.work.hypervisor.inactive_xml(self.work.vm, secure=departs)
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.tpm_directory is not None:
             await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
@@ -80,9 +82,9 @@ class Surveyor:
         users = await self._users(domain)
         await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
-        plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
+        plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
         await asyncio.to_thread(require_free_names, plan)
-        wants_firmware = isinstance(self.request, SnapshotRequest)
+        wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest)
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
 
@@ -96,7 +98,7 @@ class Surveyor:
                 return set(excluded)
             case RevertRequest(volumes=volumes) | DeleteRequest(volumes=volumes):
                 return targets - {volume.target for volume in volumes}
-            case RestoreRequest():
+            case RestoreRequest() | DepartRequest():
                 return targets
 
     def _read_disks(self, domain: Domain) -> list[Disk]:
@@ -165,7 +167,9 @@ class Surveyor:
             return await self.work.inventory.host_files(self.work.vm)
         return HostFiles(items=[], expected=[])
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
+    def _plan(
+        self, domain: Domain, domain_xml: str, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]
+    ) -> Plan:
         if isinstance(self.request, DeleteRequest):
             return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
@@ -179,6 +183,8 @@ class Surveyor:
                 return plan_revert(facts, self.request)
             case RestoreRequest():
                 return plan_restore(facts, self.request)
+            case DepartRequest():
+                return plan_depart(facts, self.request, domain_xml)
 
     def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)

@@ -178,7 +178,64 @@ class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="cl
         )
 
 
-TransactionRequest = SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest
+class FirmwareFile(Answer, kw_only=True, frozen=True):
+    """A loader or NVRAM template, so that a later restore can tell whether the firmware is still the same."""
+
+    role: Literal["loader", "template"]
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class PlaceRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="place"):
+    """Define a domain of another host here, with its host files in place before its first start.
+
+    Its images must be here, under the same paths; ``volumes`` say how each top file looked on the other host (an empty
+    fingerprint: do not compare). ``firmware`` are loader and template that it ran with. ``host_files`` are uploaded
+    after prepare and before commit; a type that the domain has and that is neither there nor in ``blank`` is refused.
+    """
+
+    vm: UUID
+    name: str
+    domain_xml: str
+    volumes: list[FrozenVolume] = []
+    firmware: list[FirmwareFile] = []
+    host_files: list[HostFileRef] = []
+    blank: list[HostFileType] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "PlaceRequest":
+        """Return an example for documentation and tests."""
+        return cls(
+            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
+            name="win11",
+            domain_xml="<domain type='kvm'><name>win11</name></domain>",
+            volumes=RevertRequest.example().volumes,
+            host_files=RevertRequest.example().host_files,
+        )
+
+
+class DepartRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="depart"):
+    """Hold a domain that is shut off, give its definition and host files, and at commit take them away from here.
+
+    The images stay, and host files in ``keep`` (those that the new host uses in place). What is taken away is kept in
+    ``departed/`` of the agent's state directory. The answer's ``domain_xml`` holds console passwords.
+    """
+
+    vm: UUID
+    keep: list[HostFileType] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "DepartRequest":
+        """Return an example for documentation and tests."""
+        return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"))
+
+
+TransactionRequest = (
+    SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest | PlaceRequest | DepartRequest
+)
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):
@@ -212,15 +269,6 @@ class FrozenFile(Answer, kw_only=True, frozen=True):
         )
 
 
-class FirmwareFile(Answer, kw_only=True, frozen=True):
-    """A loader or NVRAM template, so that a later restore can tell whether the firmware is still the same."""
-
-    role: Literal["loader", "template"]
-    path: str
-    size_bytes: int
-    sha256: str
-
-
 class VolumeOutcome(Answer, kw_only=True, frozen=True):
     """How the merge of one disk ended. ``moved_bytes`` is what was copied between image files.
 
@@ -244,12 +292,13 @@ class Transaction(Answer, kw_only=True, frozen=True):
     For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
     describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
     are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
-    ``overlay``; ``excluded`` are disks that it does not have. ``steps`` are the names of the plan's steps.
+    ``overlay``; ``excluded`` are disks that it does not have. For a place ``kept`` are host files that were here
+    already; for a depart ``host_files`` are all that the domain has. ``steps`` are the names of the plan's steps.
     ``outcomes`` is filled by delete.
     """
 
     id: UUID
-    kind: Literal["snapshot", "revert", "delete", "clone", "restore"]
+    kind: Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]
     vm: UUID
     state: TransactionState
     started_at: datetime

@@ -8,7 +8,7 @@
     │   ├── OperationNotFound  TokenNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
@@ -39,6 +39,7 @@ from controller.errors.conflict import (
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostFilesStale,
     HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
@@ -54,6 +55,7 @@ from controller.errors.conflict import (
     VmBusy,
     VmConflict,
     VmExists,
+    VmMayRun,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -107,6 +109,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostFilesStale",
     "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
@@ -133,6 +136,7 @@ __all__ = [
     "VmBusy",
     "VmConflict",
     "VmExists",
+    "VmMayRun",
     "VmNotFound",
     "VmNowhere",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from controller.operations import (
     backup_host_files,
     clone,
+    place,
     repair,
     restore_host_files,
     revert,
@@ -29,5 +30,6 @@ KINDS: Mapping[str, Run] = {
     "fleet-repair": repair.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-place": place.run,
     "vm-restore-host-files": restore_host_files.run,
 }
