@@ -78,7 +78,7 @@ class VmConflict(Conflict):
 
     code = "vm-conflict"
     message = (
-        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one; where "
+        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Choose one with: coldframe vm place; where "
         "these are two names of one host, take one out instead: coldframe host remove"
     )
 

@@ -108,11 +108,14 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
     lost = {one.type: one.reason for one in view.missing}
     if lost and not wanted.force:
-        reason = f"{'. '.join(lost.values())}. Restore them first, or move it without them: --force"
+        reason = f"{'. '.join(lost.values())}. Restore them first, or let it go with older copies or none: --force"
         raise HostFilesMissing(vm=job.vm, types=" and ".join(lost), reason=reason)
     facts = await job.db.run(vms.definition, job.vm, source)
-    data = await job.db.run(_bytes, {kind: _sha256(one[0]) for kind, one in copies.items()})
-    return Load(facts.name, view.domain_xml, disks, data, sorted(lost), view.firmware, view, began_at)
+    older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
+    shas = {one.type: one.sha256 for one in older if one.sha256 is not None}
+    shas |= {kind: _sha256(one[0]) for kind, one in copies.items()}
+    data, blank = await job.db.run(_bytes, shas), [kind for kind in lost if kind not in shas]
+    return Load(facts.name, view.domain_xml, disks, data, blank, view.firmware, view, began_at)
 
 
 async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str) -> Load:

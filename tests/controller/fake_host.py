@@ -16,7 +16,9 @@ from agent.wire.transaction import (
     ENDED,
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
     FrozenFile,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -27,6 +29,7 @@ from agent.wire.transaction import (
 )
 from agent.wire.upkeep import ImageState, Leftover
 from agent.wire.vm import Disk, HostVm, Image
+from tests.controller import fake_moves
 from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, digest, host_file
 
 
@@ -110,17 +113,9 @@ class FakeHost:
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
         """Begin a transaction; ``vm`` is the source of a clone."""
-        now = utc_now()
-        view = Transaction(
-            id=id,
-            kind=KINDS[type(wanted)],
-            vm=wanted.vm,
-            snapshot=getattr(wanted, "snapshot", None),
-            state="prepared",
-            started_at=now,
-            lease_expires_at=now + timedelta(seconds=wanted.lease_s),
-            domain_xml=f"<domain><name>{vm.name}</name></domain>",
-        )
+        view = msgspec.structs.replace(self.begun(id, wanted), domain_xml=f"<domain><name>{vm.name}</name></domain>")
+        if isinstance(wanted, DepartRequest | PlaceRequest):
+            return fake_moves.prepare(self, wanted, view)
         if isinstance(wanted, SnapshotRequest):
             return self._prepare_snapshot(vm, wanted, view)
         if isinstance(wanted, RevertRequest):
@@ -132,6 +127,19 @@ class FakeHost:
         for volume in wanted.volumes:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
+
+    def begun(self, id: UUID, wanted: TransactionRequest) -> Transaction:
+        """Return a transaction of which nothing is known yet."""
+        now = utc_now()
+        return Transaction(
+            id=id,
+            kind=KINDS[type(wanted)],
+            vm=wanted.vm,
+            snapshot=getattr(wanted, "snapshot", None),
+            state="prepared",
+            started_at=now,
+            lease_expires_at=now + timedelta(seconds=wanted.lease_s),
+        )
 
     def _prepare_restore(self, vm: FakeVm, wanted: RestoreRequest, view: Transaction) -> Running:
         new = {ref.type: ref.sha256 for ref in wanted.host_files}
@@ -277,6 +285,8 @@ class FakeHost:
             self._receive(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
+        elif isinstance(running.request, DepartRequest | PlaceRequest):
+            fake_moves.switch(self, running)
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return
