@@ -12,11 +12,13 @@ from agent import metrics
 from agent.api.events import EventRoutes
 from agent.api.host import HostRoutes
 from agent.api.host_files import HostFileRoutes
+from agent.api.images import ImageRoutes
 from agent.api.transactions import TransactionRoutes
 from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
 from agent.background import Background
 from agent.config import Config
+from agent.disposal import Disposal
 from agent.facts import VERSION, Facts
 from agent.host import hook_file
 from agent.host.event_log import EventLog
@@ -27,8 +29,10 @@ from agent.host.spool import Spool
 from agent.limits import Limits
 from agent.state_dir import claimed
 from agent.transactions.expected import Expected
+from agent.transactions.foresight import Foresight
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager
+from agent.transactions.transfers import Transfers
 from agent.upkeep import Upkeep
 from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
@@ -53,6 +57,7 @@ class Agent:
     watchers: Watchers
     facts: Facts
     upkeep: Upkeep
+    disposal: Disposal
 
 
 def limits_of(config: Config) -> Limits:
@@ -99,7 +104,8 @@ def assemble(
     )
     facts = Facts(hypervisor, network, config.hook_file)
     upkeep = Upkeep(inventory, manager, guards, limits)
-    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep)
+    disposal = Disposal(inventory, limits)
+    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep, disposal)
 
 
 def application_of(agent: Agent, config: Config, secret: Secret) -> web.Application:
@@ -110,8 +116,9 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *VmRoutes(agent.inventory, agent.manager, agent.guards).routes(),
         *HostFileRoutes(agent.inventory, agent.manager, limit).routes(),
         *TransactionRoutes(agent.manager, limit).routes(),
+        *ImageRoutes(Transfers(agent.manager), Foresight(agent.manager)).routes(),
         *EventRoutes(agent.event_log).routes(),
-        *UpkeepRoutes(agent.upkeep).routes(),
+        *UpkeepRoutes(agent.upkeep, agent.disposal).routes(),
     ]
     return application.build(
         routes,

@@ -55,10 +55,14 @@ class Upkeep:
         items = [_item(one, findings, chains, over) for one in sorted(findings.found, key=lambda one: one.path)]
         return Leftovers(items=items, complete=findings.complete, unreadable=unreadable)
 
+    async def removable(self, paths: Sequence[str]) -> list[str]:
+        """Return those of the paths that are staged and removable, as they are now."""
+        removable = {one.path for one in (await self.leftovers()).items if one.removable}
+        return [path for path in dict.fromkeys(paths) if path in removable]
+
     async def remove(self, paths: Sequence[str]) -> list[str]:
         """Remove those of the paths that are staged and removable, as they are now; return them."""
-        removable = {one.path for one in (await self.leftovers()).items if one.removable}
-        removed = [path for path in dict.fromkeys(paths) if path in removable]
+        removed = await self.removable(paths)
         for path in removed:
             await asyncio.to_thread(files.remove_tree, Path(path))
         return removed

@@ -24,16 +24,18 @@ from controller.api.events import EventRoutes, StreamLimits
 from controller.api.health import HealthRoutes
 from controller.api.hosts import HostRoutes
 from controller.api.operations import OperationRoutes
+from controller.api.retention import RetentionRoutes
 from controller.api.snapshots import SnapshotRoutes
 from controller.api.upkeep import DoctorRoutes, VerifyRoutes
 from controller.api.vms import VmRoutes
 from controller.auth import authenticator
 from controller.config import Config
 from controller.db import Database
+from controller.dry_run import Works, with_dry_run
 from controller.errors import DatabaseFailed
 from controller.events import Follower, Pace
 from controller.hosts import Hosts
-from controller.housekeeping import Metrics, keep_house
+from controller.housekeeping import Metrics, keep_house, keep_retention
 from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
@@ -48,24 +50,33 @@ def make_app(
 ) -> web.Application:
     """Return the application. Raises SettingsError where the token file cannot be used."""
     let_in = authenticator(db, settings.token_file)
-    routes: list[Route] = [
-        *HealthRoutes(db, VERSION).routes(),
-        *HostRoutes(db).routes(),
-        *EnrolmentRoutes(registry).routes(),
-        *VmRoutes(db).routes(),
-        *SnapshotRoutes(db).routes(),
-        *ActionRoutes(engine).routes(),
-        *VerifyRoutes(engine).routes(),
-        *DoctorRoutes(engine).routes(),
-        *BackupFileRoutes(db).routes(),
-        *OperationRoutes(db, engine).routes(),
+    routes = [
+        *with_dry_run(Works(db, registry, engine), routes_of),
         *EventRoutes(db, let_in, StreamLimits(backlog=settings.listener_backlog)).routes(),
-        *AccessRoutes(db).routes(),
     ]
     routes = [_with_database(one) for one in routes]
     app = build(routes, title="Coldframe controller", version=VERSION, authenticator=let_in, registry=metrics)
     app.middlewares.append(auditing(db))
     return app
+
+
+def routes_of(works: Works) -> list[Route]:
+    """Return the routes on what they work on: the real things, or those of a dry run."""
+    db, engine = works.db, works.engine
+    return [
+        *HealthRoutes(db, VERSION).routes(),
+        *HostRoutes(db).routes(),
+        *EnrolmentRoutes(works.hosts).routes(),
+        *VmRoutes(db, works.hosts).routes(),
+        *SnapshotRoutes(db).routes(),
+        *ActionRoutes(engine).routes(),
+        *VerifyRoutes(engine).routes(),
+        *DoctorRoutes(engine).routes(),
+        *RetentionRoutes(engine).routes(),
+        *BackupFileRoutes(db).routes(),
+        *OperationRoutes(db, engine).routes(),
+        *AccessRoutes(db).routes(),
+    ]
 
 
 @asynccontextmanager
@@ -87,6 +98,10 @@ async def running(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> A
         )
         house = asyncio.create_task(keep_house(db, Metrics(metrics), settings.events_kept), name="housekeeping")
         stack.push_async_callback(_stop, house)
+        retention = asyncio.create_task(
+            keep_retention(db, engine.nudge, settings.retention_interval_s), name="retention"
+        )
+        stack.push_async_callback(_stop, retention)
         yield app
 
 

@@ -46,6 +46,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     # After a failure the next try comes after 1 s, then twice as late each time, up to this.
     retry_max_s: _Seconds = 30.0
 
+    # Retention policies are applied so often, and after each snapshot: the smallest period that they know is an hour.
+    retention_interval_s: _Seconds = 3_600.0
+
     # A host file from an agent above this is refused. NVRAM has 540,672 bytes and a TPM about 6,000.
     host_file_limit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 26)] = 16 << 20
     # Events are trimmed beyond this; at a thousand a day this is a quarter of a year, in some 30 MB.

@@ -8,6 +8,7 @@ and ``token`` commands) apart. PostgreSQL is used the same way.
 import asyncio
 import contextlib
 import logging
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,19 +43,28 @@ _SQLITE_PRAGMAS = {
 _MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, peewee.NotSupportedError)
 
 
+_CHANGE = re.compile(r'(?:INSERT|UPDATE|DELETE)[A-Z ]*"(?P<table>\w+)"')
+
+
 class _CountsWrites(peewee.Database):
-    """Counts the statements that change rows, so that whoever waits for news knows when to look.
+    """Counts the statements that change rows, so that whoever waits for news knows when to look; notes their tables.
 
     ``work`` names what is being run, for the ``checkpoint`` around each commit.
     """
 
     writes = 0
+    touched: set[str]
     work = ""
     checkpoint: Checkpoint = staticmethod(no_checkpoint)
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.touched = set()
+
     def execute_sql(self, sql: str, params: Any = None) -> Any:
-        if sql.startswith(("INSERT", "UPDATE", "DELETE")):
+        if change := _CHANGE.match(sql):
             self.writes += 1
+            self.touched.add(change["table"])
         return super().execute_sql(sql, params)  # type: ignore[no-untyped-call]
 
 
@@ -64,6 +74,10 @@ class _Sqlite(_CountsWrites, peewee.SqliteDatabase):
 
 class _Postgresql(_CountsWrites, peewee.PostgresqlDatabase):
     pass
+
+
+class _TakenBack(Exception):
+    """Ends a transaction that nothing shall come of."""
 
 
 class Database:
@@ -162,9 +176,9 @@ def write() -> Iterator[None]:
     with database.atomic(*begin):
         yield
         if outermost:
-            database.obj.checkpoint(f"before commit {database.obj.work}")
+            database.obj.checkpoint(f"before database {database.obj.work}")
     if outermost:
-        database.obj.checkpoint(f"after commit {database.obj.work}")
+        database.obj.checkpoint(f"after database {database.obj.work}")
 
 
 @contextlib.contextmanager
@@ -172,6 +186,31 @@ def read() -> Iterator[None]:
     """Several queries inside see one state of the database."""
     with database.atomic():
         yield
+
+
+def take_back(work: Callable[[], T]) -> T:
+    """Do the work in a transaction that nothing comes of; nobody hears of it. Raises what the work raises.
+
+    On the database's thread, as all work; not inside another transaction.
+    """
+    real = database.obj
+    written = real.writes
+    results: list[T] = []
+    try:
+        with contextlib.suppress(_TakenBack), write():
+            results.append(work())
+            raise _TakenBack
+    finally:
+        real.writes = written
+    return results[0]
+
+
+def touched() -> set[str]:
+    """Return the tables that statements have changed since this was asked last."""
+    real = database.obj
+    found: set[str] = real.touched
+    real.touched = set()
+    return found
 
 
 def migrate() -> list[str]:

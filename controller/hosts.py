@@ -37,7 +37,7 @@ class Hosts:
         self.db = db
         self._checkpoint = checkpoint
         self.follow: Follow | None = None
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._clients: dict[str, AgentClient] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
 
@@ -83,7 +83,7 @@ class Hosts:
         await self.db.run(_enroll, body, facts, found, utc_now())
         await self._connect(body.name)
         self._follow_again(body.name)
-        log.info(kv("host-added", host=body.name, url=body.url))
+        self._tell("host-added", host=body.name, url=body.url)
         return await self.db.run(hosts.get, body.name)
 
     async def change(self, name: str, body: wire.ChangeHost, require: Callable[[], object]) -> wire.Host:
@@ -105,11 +105,10 @@ class Hosts:
         await self._unfollow(name)
         try:
             await self.db.run(hosts.change, name, after)
-            self._clients[after.name] = client = self._clients.pop(name)
-            await client.move(after.url, after.token.reveal(), after.fingerprint)
+            await self._move(name, after)
         finally:
             self._follow_again(after.name if after.name in self._clients else name)
-        log.info(kv("host-changed", host=name, name=after.name, url=after.url))
+        self._tell("host-changed", host=name, name=after.name, url=after.url)
         return await self.db.run(hosts.get, after.name)
 
     async def remove(self, name: str) -> None:
@@ -119,7 +118,7 @@ class Hosts:
         client = self._clients.pop(name, None)
         if client is not None:
             await client.close()
-        log.info(kv("host-removed", host=name))
+        self._tell("host-removed", host=name)
 
     @asynccontextmanager
     async def _asked(self, name: str, url: str, token: str, fingerprint: str | None) -> AsyncIterator[AgentClient]:
@@ -129,7 +128,7 @@ class Hosts:
         """
         check_url(url)
         try:
-            client = AgentClient(url, token, fingerprint, self._timeouts, checkpoint=self._checkpoint)
+            client = AgentClient(url, token, fingerprint, self.timeouts, checkpoint=self._checkpoint)
         except ValueError as err:
             reason = "expected a SHA-256 in hexadecimal, with or without colons"
             raise InvalidRequest(where="body.fingerprint", reason=reason) from err
@@ -147,8 +146,15 @@ class Hosts:
     async def _connect(self, name: str) -> None:
         end = await self.db.run(hosts.endpoint, name)
         self._clients[name] = AgentClient(
-            end.url, end.token.reveal(), end.fingerprint, self._timeouts, checkpoint=self._checkpoint
+            end.url, end.token.reveal(), end.fingerprint, self.timeouts, checkpoint=self._checkpoint
         )
+
+    async def _move(self, name: str, after: Endpoint) -> None:
+        self._clients[after.name] = client = self._clients.pop(name)
+        await client.move(after.url, after.token.reveal(), after.fingerprint)
+
+    def _tell(self, event: str, **facts: object) -> None:
+        log.info(kv(event, **facts))
 
     def _follow_again(self, name: str) -> None:
         if self.follow is not None:

@@ -1,19 +1,21 @@
-"""What has to be done now and then: old events go, metrics are brought up to date."""
+"""What has to be done now and then: old events and superfluous snapshots go, metrics are brought up to date."""
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from agent.web.log import kv
 from controller.db import Database
 from controller.errors import DatabaseFailed
-from controller.store import census, events
+from controller.store import census, events, expiry
 
 log = logging.getLogger("coldframe.housekeeping")
 
 #: Prometheus asks every 15 s or more rarely; counting more often would show nobody anything.
 PERIOD_S = 15.0
+_SETTLED_S = 60.0
 
 
 class Metrics:
@@ -53,3 +55,20 @@ async def keep_house(db: Database, metrics: Metrics, events_kept: int, period_s:
                 log.info(kv("events-trimmed", count=trimmed))
         await asyncio.sleep(period_s)
         await db.changed(version)
+
+
+async def keep_retention(db: Database, nudge: Callable[[], None], interval_s: float) -> None:
+    """Apply the retention policies every ``interval_s`` until cancelled; ``nudge`` wakes the engine.
+
+    First after a minute: by then the hosts have been looked at, and an operator who has just restored an older copy of
+    the database has had the time to stop the controller again.
+    """
+    await asyncio.sleep(min(_SETTLED_S, interval_s))
+    while True:
+        try:
+            for vm in await db.run(expiry.concerned):
+                await db.run(expiry.expire_quietly, vm)
+        except DatabaseFailed as err:
+            log.warning(kv("retention-failed", detail=str(err)))
+        nudge()
+        await asyncio.sleep(interval_s)

@@ -295,6 +295,27 @@ class Operation(Record):
         table_name = "operation"
 
 
+class RetentionPolicy(Record):
+    """Which snapshots are kept. It goes with the VM that it names; without one it is about all VMs."""
+
+    name: Field[str] = TextField(primary_key=True)
+    vm_id: UUID | None
+    vm = ForeignKeyField(Vm, null=True, on_delete="CASCADE", backref="retention_policies")
+    labels: Field[Any] = JsonField(default=dict)
+    keep_last: Field[int] = BigIntegerField()
+    keep_hourly: Field[int] = BigIntegerField()
+    keep_daily: Field[int] = BigIntegerField()
+    keep_weekly: Field[int] = BigIntegerField()
+    keep_monthly: Field[int] = BigIntegerField()
+    enabled: Field[bool] = BooleanField()
+    created_at: Field[datetime] = TimeField(default=utc_now)
+
+    class Meta:
+        """Name the table."""
+
+        table_name = "retention_policy"
+
+
 class Event(Record):
     """One line of the controller's event log."""
 
@@ -361,6 +382,7 @@ MODELS: tuple[type[Record], ...] = (
     VolumeSnapshot,
     Clone,
     Operation,
+    RetentionPolicy,
     Event,
     AuditEntry,
     Token,

@@ -9,7 +9,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests import blocking
 
-pytest_plugins = ["tests.cases", "tests.lab.fixtures"]
+pytest_plugins = ["tests.cases", "tests.visits", "tests.lab.fixtures"]
 
 blocking.forbid()
 

@@ -20,12 +20,14 @@ from agent.errors import (
     StorageFailed,
 )
 from agent.host.inventory import Inventory
+from agent.transactions.foresight import Foresight
 from agent.transactions.manager import Manager
 from agent.web import etag
 from agent.web.call import Call
 from agent.web.errors import InvalidRequest
 from agent.web.routes import BYTES, Header, Route, route
 from agent.wire.host_file import HostFile, HostFiles, HostFileType
+from agent.wire.plan import Plan
 
 SHA256 = "X-Content-SHA256"
 SENT_HASH = Header(SHA256, "SHA-256 of the body, hexadecimal", required=True, pattern="[0-9a-f]{64}")
@@ -44,6 +46,7 @@ class HostFileRoutes:
     def __init__(self, inventory: Inventory, manager: Manager, limit_bytes: int) -> None:
         self._inventory = inventory
         self._manager = manager
+        self._foresight = Foresight(manager)
         self._limit_bytes = limit_bytes
 
     def routes(self) -> list[Route]:
@@ -70,6 +73,7 @@ class HostFileRoutes:
                 headers=(SENT_HASH, IF_MATCH),
                 errors=(*_LOOKING, *_WRITING),
                 role="admin",
+                planner=self.plan_write,
             ),
         ]
 
@@ -93,11 +97,21 @@ class HostFileRoutes:
 
         With ``If-Match`` the file must still be the one that was read.
         """
+        data, expected = await self._sent(call, uuid, type)
+        return await self._manager.write_host_file(uuid, type, data, expected)
+
+    async def plan_write(self, call: Call, uuid: UUID, type: HostFileType) -> Plan:
+        """Plan ``write``; the body is read and judged."""
+        data, expected = await self._sent(call, uuid, type)
+        return await self._foresight.write_host_file(uuid, type, data, expected)
+
+    async def _sent(self, call: Call, uuid: UUID, type: HostFileType) -> tuple[bytes, str | None]:
+        """Return the body, checked against its hash, and the SHA-256 that the present file must have."""
         announced = announced_hash(call)
         expected = await self._expected(call, uuid, type)
         data = await call.read()
         require_hash(type, data, announced)
-        return await self._manager.write_host_file(uuid, type, data, expected)
+        return data, expected
 
     async def _expected(self, call: Call, uuid: UUID, type: HostFileType) -> str | None:
         """Return the SHA-256 that the present file must have, or None. The manager checks it under the guard."""

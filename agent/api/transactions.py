@@ -25,6 +25,7 @@ from agent.errors import (
     TransactionNotFound,
 )
 from agent.host import files
+from agent.transactions.foresight import Foresight
 from agent.transactions.manager import Manager
 from agent.web import etag
 from agent.web.call import Call
@@ -32,6 +33,7 @@ from agent.web.paging import PageQuery, page_of
 from agent.web.routes import BYTES, Route, route
 from agent.wire.base import Page
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction, TransactionRequest
 
 _WORK = (
@@ -46,6 +48,7 @@ class TransactionRoutes:
 
     def __init__(self, manager: Manager, limit_bytes: int) -> None:
         self._manager = manager
+        self._foresight = Foresight(manager)
         self._limit_bytes = limit_bytes
 
     def routes(self) -> list[Route]:
@@ -57,7 +60,7 @@ class TransactionRoutes:
         return [
             route("GET", "/v1/transactions", self.list, errors=(StorageFailed,)),
             route("GET", one, self.show, errors=known),
-            route("PUT", one, self.put, errors=_WORK, role="admin"),
+            route("PUT", one, self.put, errors=_WORK, role="admin", planner=self.plan_put),
             route(
                 *("GET", file, self.captured),
                 media_type=BYTES,
@@ -73,10 +76,11 @@ class TransactionRoutes:
                 headers=(SENT_HASH,),
                 errors=_WORK,
                 role="admin",
+                planner=self.plan_upload,
             ),
-            route("POST", f"{one}/commit", self.commit, errors=_WORK, role="admin"),
-            route("POST", f"{one}/abort", self.abort, errors=_WORK, role="admin"),
-            route("POST", f"{one}/renew", self.renew, errors=_WORK, role="admin"),
+            route("POST", f"{one}/commit", self.commit, errors=_WORK, role="admin", planner=self.plan_commit),
+            route("POST", f"{one}/abort", self.abort, errors=_WORK, role="admin", planner=self.plan_abort),
+            route("POST", f"{one}/renew", self.renew, errors=_WORK, role="admin", planner=self.plan_renew),
         ]
 
     async def list(self, call: Call, query: PageQuery) -> Page[Transaction]:
@@ -94,6 +98,10 @@ class TransactionRoutes:
         """
         return await self._manager.put(id, body)
 
+    async def plan_put(self, call: Call, id: UUID, body: TransactionRequest) -> Plan:
+        """Plan ``put``."""
+        return await self._foresight.begin(id, body)
+
     async def captured(self, call: Call, id: UUID, type: HostFileType) -> web.Response:
         """Fetch a host file that the transaction captured."""
         path = self._manager.captured(id, type)
@@ -108,17 +116,33 @@ class TransactionRoutes:
         """Hand over a host file that a revert puts back, before commit. Its hash must be the announced one."""
         return await self._manager.upload(id, type, call.chunks(), announced_hash(call))
 
+    async def plan_upload(self, call: Call, id: UUID, type: HostFileType) -> Plan:
+        """Plan ``upload``; the body is read and judged."""
+        return await self._foresight.upload(id, type, await call.read(), announced_hash(call))
+
     async def commit(self, call: Call, id: UUID) -> Transaction:
         """Commit; the answer comes when it is committed. A delete answers at once: poll it."""
         return await self._manager.commit(id)
+
+    async def plan_commit(self, call: Call, id: UUID) -> Plan:
+        """Plan ``commit``."""
+        return await self._foresight.commit(id)
 
     async def abort(self, call: Call, id: UUID) -> Transaction:
         """Undo what was prepared."""
         return await self._manager.abort(id)
 
+    async def plan_abort(self, call: Call, id: UUID) -> Plan:
+        """Plan ``abort``."""
+        return self._foresight.abort(id)
+
     async def renew(self, call: Call, id: UUID) -> Transaction:
         """Extend the lease by its own length from now."""
         return await self._manager.renew(id)
+
+    async def plan_renew(self, call: Call, id: UUID) -> Plan:
+        """Plan ``renew``."""
+        return self._foresight.renew(id)
 
 
 def _read(path: Path, limit_bytes: int, type: HostFileType) -> bytes:

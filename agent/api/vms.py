@@ -13,12 +13,14 @@ from agent.errors import (
     StorageFailed,
 )
 from agent.host.inventory import Inventory
+from agent.transactions.foresight import Foresight
 from agent.transactions.guard import Guards
 from agent.transactions.manager import Manager
 from agent.web.call import Call
 from agent.web.paging import PageQuery, page_of
 from agent.web.routes import Route, route
 from agent.wire.base import Page
+from agent.wire.plan import Plan
 from agent.wire.vm import Disk, HostVm
 
 _LOOKING = (HypervisorUnavailable, HypervisorRefused, StorageFailed)
@@ -30,6 +32,7 @@ class VmRoutes:
     def __init__(self, inventory: Inventory, manager: Manager, guards: Guards) -> None:
         self._inventory = inventory
         self._manager = manager
+        self._foresight = Foresight(manager)
         self._guards = guards
 
     def routes(self) -> list[Route]:
@@ -45,8 +48,16 @@ class VmRoutes:
                 self.release,
                 errors=(*about_one, Refused, HookLockHeld),
                 role="admin",
+                planner=self.plan_release,
             ),
-            route("POST", "/v1/vms/{uuid}/accept-blank", self.accept_blank, errors=about_one, role="admin"),
+            route(
+                "POST",
+                "/v1/vms/{uuid}/accept-blank",
+                self.accept_blank,
+                errors=about_one,
+                role="admin",
+                planner=self.plan_accept_blank,
+            ),
         ]
 
     async def list(self, call: Call, query: PageQuery) -> Page[HostVm]:
@@ -70,8 +81,18 @@ class VmRoutes:
         await self._manager.release(uuid)
         return await self._inventory.vm(uuid)
 
+    async def plan_release(self, call: Call, uuid: UUID) -> Plan:
+        """Plan ``release``."""
+        await self._inventory.vm(uuid)
+        return await self._foresight.release(uuid)
+
     async def accept_blank(self, call: Call, uuid: UUID) -> HostVm:
         """Let the next start of a domain through although a host file is missing or empty. Holds for one try."""
         vm = await self._inventory.vm(uuid)
         await asyncio.to_thread(self._guards.accept_blank, uuid)
         return vm
+
+    async def plan_accept_blank(self, call: Call, uuid: UUID) -> Plan:
+        """Plan ``accept_blank``."""
+        await self._inventory.vm(uuid)
+        return await self._foresight.accept_blank(uuid)

@@ -6,6 +6,7 @@
     ├── NotFound                     404
     │   ├── DomainNotFound
     │   ├── HostFileNotFound
+    │   ├── ImageNotFound
     │   └── TransactionNotFound
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
@@ -13,7 +14,8 @@
     │   ├── DomainUnreadable  DomainExists  DomainNameRefused  HostUnsuitable
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
-    │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered
+    │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered  ImageNotReceived
+    │   ├── DirectoryRefused
     │   ├── HostFileMissing  HostFileDamaged  HostFileTooLarge  HostFileNotUploaded  HostFileShared  HostFileInUse
     │   ├── HostFileUnsupported
     │   ├── SnapshotHasChildren
@@ -39,6 +41,7 @@ from agent.errors.base import (
 )
 from agent.errors.disk import (
     ChainTooDeep,
+    DirectoryRefused,
     DiskAttached,
     DiskDetached,
     DiskMoved,
@@ -46,6 +49,8 @@ from agent.errors.disk import (
     DiskUnsupported,
     FrozenFileAltered,
     ImageInUse,
+    ImageNotFound,
+    ImageNotReceived,
     ImageRefused,
     InternalSnapshot,
     SnapshotHasChildren,
@@ -106,6 +111,7 @@ __all__ = [
     "AgentRestarted",
     "ArchiveRefused",
     "ChainTooDeep",
+    "DirectoryRefused",
     "DiskAttached",
     "DiskDetached",
     "DiskMoved",
@@ -139,6 +145,8 @@ __all__ = [
     "HypervisorTimeout",
     "HypervisorUnavailable",
     "ImageInUse",
+    "ImageNotFound",
+    "ImageNotReceived",
     "ImageRefused",
     "InternalSnapshot",
     "LeaseExpired",

@@ -1,6 +1,6 @@
 """What is wrong with a disk, an image or a chain."""
 
-from agent.errors.base import Refused
+from agent.errors.base import NotFound, Refused
 
 
 class DiskUnsupported(Refused):
@@ -86,3 +86,22 @@ class SnapshotHasChildren(Refused):
 
     code = "snapshot-has-children"
     message = "Disk {target}: {path} carries {count} other files; nothing was touched. Delete those snapshots first"
+
+
+class ImageNotReceived(Refused):
+    """An import was to be committed before all of its images were there."""
+
+    code = "image-not-received"
+    message = "Transaction {id} still waits for {images}; nothing was touched. Send them, then commit"
+
+
+class ImageNotFound(NotFound):
+    """The transaction neither gives nor takes this image."""
+
+    code, message = "image-not-found", "Transaction {id} has no image {position} of disk {target}"
+
+
+class DirectoryRefused(Refused):
+    """A directory for new images cannot be used."""
+
+    code, message = "directory-refused", "Directory {path}: {reason}; nothing was touched. Allowed are: {allowed}"

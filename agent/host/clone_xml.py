@@ -90,8 +90,7 @@ def cloned(xml: str, own: Identity) -> tuple[str, list[str]]:
     _renew_genid(root, own.genid)
     _replace_uuid(root, old_uuid, own.uuid)
     _own_nvram(root, own.nvram)
-    for place in list(root.iterfind("devices/tpm/backend/source")):
-        _remove(place)  # a place of its own is the source's; libvirt's own place follows the UUID
+    _own_tpm(root)
     dropped = _own_disks(root, own)
     _renew_macs(root, own)
     for device in _CHARACTER_DEVICES:
@@ -103,6 +102,31 @@ def cloned(xml: str, own: Identity) -> tuple[str, list[str]]:
         _drop(vsock, "address")
         vsock.set("auto", "yes")
     return etree.tostring(root.getroottree(), encoding="unicode"), dropped
+
+
+def restored(xml: str, own: Identity) -> tuple[str, list[str]]:
+    """Return the XML of a domain that is put back elsewhere with the identity that it has; and the disks it lacks.
+
+    ``own.nvram`` replaces a path that the XML names, and a TPM state goes where libvirt itself would keep it: the XML
+    comes from outside, and must not choose where files are written. Raises DomainUnreadable where it is another
+    domain's, DomainNameRefused, DiskDetached.
+    """
+    check_name(own.name)
+    root = root_of(xml)
+    found = (root.findtext("uuid") or "").strip().lower(), root.findtext("name") or ""
+    if found != (str(own.uuid), own.name):
+        raise DomainUnreadable(name=own.name, reason=f"its XML is that of {found[1]!r} with the UUID {found[0]}")
+    _drop(root, "id")
+    _own_nvram(root, own.nvram)
+    _own_tpm(root)
+    dropped = _own_disks(root, own)
+    return etree.tostring(root.getroottree(), encoding="unicode"), dropped
+
+
+def _own_tpm(root: etree._Element) -> None:
+    """A place of its own is the source's; libvirt's own place follows the UUID."""
+    for place in list(root.iterfind("devices/tpm/backend/source")):
+        _remove(place)
 
 
 def _set_text(root: etree._Element, tag: str, text: str) -> None:

@@ -29,11 +29,15 @@ _READ_TRIES = 3
 
 
 @contextlib.contextmanager
-def _storage(action: str, path: Path, need_bytes: int = 0) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into ``StorageFailed``, or into ``NoSpace`` where there is none left."""
+def storage(action: str, path: Path | None = None, need_bytes: int = 0) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into ``StorageFailed``, or into ``NoSpace`` where there is none left.
+
+    Without ``path`` the error's own file name is told.
+    """
     try:
         yield
     except OSError as err:
+        path = path or Path(err.filename or "-")
         if err.errno in _FULL:
             raise NoSpace(path=str(path), have_bytes=_free_or_zero(path), need_bytes=need_bytes) from err
         raise StorageFailed(action=action, path=str(path), reason=err.strerror or str(err)) from err
@@ -67,7 +71,7 @@ def write_atomic(
     one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was.
     """
     temporary = staged_path(path, token or secrets.token_hex(8))
-    with _storage("writing", path, len(data)):
+    with storage("writing", path, len(data)):
         temporary.unlink(missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
@@ -80,7 +84,7 @@ def write_atomic(
 
 def write_staged(temporary: Path, data: bytes, like: Path | None = None, mode: int | None = None) -> None:
     """Write ``data`` durably under a name of its own (``staged_path``), to be renamed later; see ``write_atomic``."""
-    with _storage("writing", temporary, len(data)):
+    with storage("writing", temporary, len(data)):
         temporary.unlink(missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
@@ -118,7 +122,7 @@ def copy_ownership(source: Path, target: Path) -> None:
     Other extended attributes stay behind: ``trusted.libvirt.*`` is libvirt's memory of the running domain's labels,
     and on another file it would make libvirt "restore" what was never there.
     """
-    with _storage("setting the owner of", target), _opened(target) as descriptor:
+    with storage("setting the owner of", target), _opened(target) as descriptor:
         _copy_ownership(source, descriptor)
 
 
@@ -146,7 +150,7 @@ def _copy_ownership(source: Path, target: int) -> None:
 
 def fsync_directory(path: Path) -> None:
     """Make the names in the directory durable."""
-    with _storage("syncing", path):
+    with storage("syncing", path):
         _fsync_directory(path)
 
 
@@ -157,7 +161,7 @@ def _fsync_directory(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename within one directory or between two of one file system, durably; an existing file is replaced."""
-    with _storage("renaming to", target):
+    with storage("renaming to", target):
         source.rename(target)
         _fsync_directory(target.parent)
         if source.parent != target.parent:
@@ -169,7 +173,7 @@ def rename_new(source: Path, target: Path) -> None:
 
     Both names are there for a moment, so that a crash cannot lose the file; called again, it goes on from there.
     """
-    with _storage("renaming to", target):
+    with storage("renaming to", target):
         if not (_exists(target) and source.samefile(target)):
             os.link(source, target, follow_symlinks=False)
             _fsync_directory(target.parent)
@@ -184,7 +188,7 @@ def exchange(a: Path, b: Path) -> None:
     ``a``. Of two files ``a`` then is there at each moment; of two directories it is missing between two renames.
     After a crash ``finish_exchange`` completes such a swap; call it before judging which of the two is where.
     """
-    with _storage("exchanging", a):
+    with storage("exchanging", a):
         try:
             _renameat2(a, b)
         except OSError as err:
@@ -221,7 +225,7 @@ def exchange_by_renames(a: Path, b: Path) -> None:
 def finish_exchange(a: Path, b: Path) -> bool:
     """Complete a swap that a crash cut short in its fallback; true where there was one."""
     aside = staged_path(a, "exchange")
-    with _storage("exchanging", a):
+    with storage("exchanging", a):
         if not _exists(aside):
             return False
         if _exists(b):
@@ -249,7 +253,7 @@ def read_limited(path: Path, limit_bytes: int, what: str = "file") -> bytes:
     What is returned was in the file at one moment: a file that changes while it is read is read again, and
     refused when it keeps changing.
     """
-    with _storage("reading", path):
+    with storage("reading", path):
         return read_limited_raw(path, limit_bytes, what)
 
 
@@ -277,14 +281,14 @@ def _read_up_to(descriptor: int, count: int) -> bytes:
 
 def free_bytes(path: Path) -> int:
     """Bytes that an unprivileged writer may still use on the file system of ``path`` (``f_bavail``)."""
-    with _storage("measuring", path):
+    with storage("measuring", path):
         facts = os.statvfs(path)
         return facts.f_bavail * facts.f_frsize
 
 
 def remove_tree(path: Path) -> None:
     """Remove a file, a link (not what it names) or a directory with all it holds; nothing there is no error."""
-    with _storage("removing", path):
+    with storage("removing", path):
         try:
             if stat.S_ISDIR(path.lstat().st_mode):
                 shutil.rmtree(path)

@@ -53,6 +53,23 @@ class ImageLock:
             raise ImageInUse(target=target, path=str(path))
         return cls(descriptor)
 
+    @classmethod
+    def take_alone(cls, target: str, path: Path) -> "ImageLock":
+        """Lock an image against readers too, before it is removed; ImageInUse where anybody has it open."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as err:
+            raise StorageFailed(action="locking", path=str(path), reason=err.strerror or str(err)) from err
+        try:
+            lock_whole(descriptor)
+        except BlockingIOError as err:
+            os.close(descriptor)
+            raise ImageInUse(target=target, path=str(path)) from err
+        except OSError as err:
+            os.close(descriptor)
+            raise StorageFailed(action="locking", path=str(path), reason=err.strerror or str(err)) from err
+        return cls(descriptor)
+
     def keeps_us_out(self) -> bool:
         """Tell whether somebody else reads the image and lets nobody write to it: a VM that runs above it, say."""
         return is_locked(self._descriptor, _WRITE_NOT_SHARED, 1)
@@ -70,6 +87,32 @@ class ImageLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def require_unopened(target: str, path: Path) -> None:
+    """Raise ``ImageInUse`` where anybody has an image open, without locking anything; ``StorageFailed``."""
+    _require_unlocked(target, path, (0, 0))
+
+
+def require_unwritten(target: str, path: Path, *, to_write: bool = False) -> None:
+    """Raise ``ImageInUse`` where somebody writes to an image, without locking anything; ``StorageFailed``.
+
+    With ``to_write`` also where somebody reads it and lets nobody write.
+    """
+    _require_unlocked(target, path, (_WRITE_USED, 1), *([(_WRITE_NOT_SHARED, 1)] if to_write else []))
+
+
+def _require_unlocked(target: str, path: Path, *ranges: tuple[int, int]) -> None:
+    try:
+        descriptor = files.open_regular(path)
+        try:
+            locked = any(is_locked(descriptor, start, length) for start, length in ranges)
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
+    if locked:
+        raise ImageInUse(target=target, path=str(path))
 
 
 def lock_whole(descriptor: int) -> None:

@@ -111,6 +111,22 @@ def parse(data: bytes) -> Header:
     )
 
 
+def renamed_backing(cluster: bytes, name: str) -> bytes:
+    """Return an image's first cluster with another name for its backing file, written where the old one stands.
+
+    Raises ``Qcow2Error`` where the image has none, or the new name is longer than the old.
+    """
+    header = parse(cluster)
+    at, length = struct.unpack_from(">QI", cluster, 8)
+    new = name.encode()
+    if header.backing is None or len(new) > length:
+        raise Qcow2Error(f"there is no room for the backing file name {name!r} in its header")
+    changed = bytearray(cluster)
+    changed[at : at + length] = new.ljust(length, b"\0")
+    struct.pack_into(">I", changed, 16, len(new))
+    return bytes(changed)
+
+
 def _features(data: bytes, version: int, cluster_bytes: int) -> tuple[int, int]:
     """Return the incompatible features and the length of the header."""
     if version == 2:

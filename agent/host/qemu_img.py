@@ -117,6 +117,16 @@ async def rebase(
     await asyncio.to_thread(sync, path)
 
 
+async def rebase_unsafe(path: Path, backing: Path) -> None:
+    """Change only the recorded name of the qcow2 backing file (``-u``), which need not be there yet.
+
+    The caller knows that the bytes below are the same.
+    """
+    _require(("rebase", path), backing)
+    await _quick("rebase", path, "-q", "-u", "-f", "qcow2", "-b", str(backing), "-F", "qcow2", str(path))
+    await asyncio.to_thread(sync, path)
+
+
 async def commit(path: Path, base: Path, on_percent: Callable[[float], None] | None = None) -> None:
     """Write an overlay's data down into ``base``, a file of its chain, and leave the overlay as it is (``-d``).
 

@@ -60,8 +60,7 @@ def unpack(data: bytes, directory: Path, name: str = "", like: Path | None = Non
     (``HostFileDamaged``). Every file and directory is synced. ``like`` is the domain's present directory: what
     it and its state directory have as owner, mode and label is given to the new ones. On any error nothing is left.
     """
-    members = tpm_archive.read_members(data)
-    _check_members(members, directory, name)
+    members = judge(data, directory, name)
     _claim(directory)
     try:
         _write(members, directory, like)
@@ -71,6 +70,13 @@ def unpack(data: bytes, directory: Path, name: str = "", like: Path | None = Non
     except BaseException:
         files.remove_tree(directory)
         raise
+
+
+def judge(data: bytes, directory: Path, name: str = "") -> dict[str, bytes]:
+    """Return the files of an archive that holds a whole TPM state. Raises ``ArchiveRefused``, ``HostFileDamaged``."""
+    members = tpm_archive.read_members(data)
+    _check_members(members, directory, name)
+    return members
 
 
 def _claim(directory: Path) -> None:

@@ -61,6 +61,23 @@ class StateLock:
         self.release()
 
 
+def require_free(directory: Path, name: str = "") -> None:
+    """Raise ``HostFileInUse`` where an emulator has the state open, without locking anything; ``StorageFailed``."""
+    for path in (directory / state / LOCK_NAME for state in STATE_DIRECTORIES):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError as err:
+            raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
+        try:
+            taken = image_locks.is_locked(descriptor, 0, 0)
+        finally:
+            os.close(descriptor)
+        if taken:
+            raise HostFileInUse(name=name, type="tpm", path=str(directory))
+
+
 def _open(state: Path) -> int:
     """Open the lock file of a state directory, made as swtpm would make it: private, and the directory owner's."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

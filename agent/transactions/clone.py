@@ -26,7 +26,7 @@ from agent.transactions.model import ConvertImage, DefineDomain, PlaceHostFile
 from agent.transactions.steps import Work, do, make_private, remove_image, sha256_of, undo
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.host_file import HostFiles, HostFileType
-from agent.wire.transaction import CloneRequest
+from agent.wire.transaction import CloneRequest, FrozenVolume
 from agent.wire.vm import Disk, Image
 
 
@@ -46,13 +46,14 @@ class CloneSurveyor:
         errors of agent.errors, NoSpace; HypervisorUnavailable where libvirt does not answer.
         """
         request = self.request
-        taken_macs = await self._look_at_domains()
+        taken_macs = await look_at_domains(self.work, request.name, request.vm)
         source = parse(request.domain_xml, self.limits.nvram_dir, self.limits.swtpm_dir)
-        chains = await asyncio.to_thread(self._chains)
+        depth = images.ANY_DEPTH if request.mode == "full" else self.limits.max_chain_depth
+        chains = await asyncio.to_thread(frozen_chains, request.volumes, self.work, self.limits, depth)
         xml, dropped = cloned(request.domain_xml, self._identity(source, chains, taken_macs))
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         new_bytes = {target: await self._new_bytes(chain) for target, chain in chains.items()}
-        await asyncio.to_thread(_require_free_paths, domain)
+        await asyncio.to_thread(require_free_paths, domain)
         room = await asyncio.to_thread(self._room, domain, chains)
         facts = CloneFacts(
             transaction=self.transaction,
@@ -61,40 +62,15 @@ class CloneSurveyor:
             dropped=dropped,
             frozen=chains,
             new_bytes=new_bytes,
-            models=await asyncio.to_thread(_models, source, self.limits.swtpm_dir),
+            models=await asyncio.to_thread(host_file_models, source, self.limits.swtpm_dir),
             room=room,
             reserve_bytes=self.limits.reserve_bytes,
         )
         plan = plan_clone(facts, request)
         await asyncio.to_thread(require_free_names, plan)
-        disks = [_disk(target, chain) for target, chain in chains.items()]
+        disks = [disk_of(target, chain) for target, chain in chains.items()]
         expected = [step.type for step in plan.receive]
         return Survey(plan, domain, xml, disks, HostFiles(items=[], expected=expected), [])
-
-    async def _look_at_domains(self) -> set[str]:
-        """Refuse a name or UUID that is taken; return the network addresses that are."""
-        taken: set[str] = set()
-        for other in await self.work.hypervisor.domains():
-            if other.name == self.request.name or other.uuid == self.request.vm:
-                raise DomainExists(name=other.name, vm=other.uuid)
-            try:
-                taken |= mac_addresses(await self.work.hypervisor.inactive_xml(other.uuid))
-            except (DomainNotFound, DomainUnreadable):
-                continue  # undefined since it was listed, or nothing that a network could know
-        return taken
-
-    def _chains(self) -> dict[str, list[Image]]:
-        """Read and lock the frozen files with what is below: nobody may write to them while they are copied."""
-        depth = images.ANY_DEPTH if self.request.mode == "full" else self.limits.max_chain_depth
-        chains = {}
-        for volume in self.request.volumes:
-            if not Path(volume.path).exists():
-                raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
-            allowed = self.limits.allowed_image_dirs
-            chains[volume.target] = images.read_chain(volume.target, Path(volume.path), "qcow2", allowed, depth)
-            for image in chains[volume.target]:
-                self.work.locks.take_image(volume.target, Path(image.path))
-        return chains
 
     def _identity(self, source: Domain, chains: dict[str, list[Image]], taken_macs: set[str]) -> Identity:
         request = self.request
@@ -124,7 +100,34 @@ class CloneSurveyor:
         return {directory: (directory.stat().st_dev, files.free_bytes(directory)) for directory in directories}
 
 
-def _disk(target: str, chain: list[Image]) -> Disk:
+async def look_at_domains(work: Work, name: str, vm: UUID) -> set[str]:
+    """Refuse a name or UUID that is taken; return the network addresses that are."""
+    taken: set[str] = set()
+    for other in await work.hypervisor.domains():
+        if other.name == name or other.uuid == vm:
+            raise DomainExists(name=other.name, vm=other.uuid)
+        try:
+            taken |= mac_addresses(await work.hypervisor.inactive_xml(other.uuid))
+        except (DomainNotFound, DomainUnreadable):
+            continue  # undefined since it was listed, or nothing that a network could know
+    return taken
+
+
+def frozen_chains(volumes: list[FrozenVolume], work: Work, limits: Limits, depth: int) -> dict[str, list[Image]]:
+    """Read and lock the frozen files with what is below: nobody may write to them while they are copied."""
+    chains = {}
+    for volume in volumes:
+        if not Path(volume.path).exists():
+            raise FrozenFileAltered(target=volume.target, path=volume.path, reason="it is gone")
+        chain = images.read_chain(volume.target, Path(volume.path), "qcow2", limits.allowed_image_dirs, depth)
+        chains[volume.target] = chain
+        for image in chain:
+            work.locks.take_image(volume.target, Path(image.path))
+    return chains
+
+
+def disk_of(target: str, chain: list[Image]) -> Disk:
+    """Describe a new domain's disk by what its top file will stand on."""
     top = chain[0]
     return Disk(
         target=target,
@@ -136,8 +139,8 @@ def _disk(target: str, chain: list[Image]) -> Disk:
     )
 
 
-def _require_free_paths(domain: Domain) -> None:
-    """Refuse a place where an earlier domain has left firmware state: the clone must not start with that."""
+def require_free_paths(domain: Domain) -> None:
+    """Refuse a place where an earlier domain has left firmware state: a new one must not start with that."""
     for path in (domain.nvram, domain.tpm_directory):
         if path is not None and (path.is_symlink() or path.exists()):
             reason = f"{path} exists already, left by an earlier domain; move it away or choose another name"
@@ -146,7 +149,7 @@ def _require_free_paths(domain: Domain) -> None:
             raise StorageFailed(action="looking for", path=str(path.parent), reason="No such directory")
 
 
-def _models(source: Domain, swtpm_dir: Path) -> dict[HostFileType, Path]:
+def host_file_models(source: Domain, swtpm_dir: Path) -> dict[HostFileType, Path]:
     """Find host files whose owner, mode and label are right: the source's own, for a TPM else any other one."""
     models: dict[HostFileType, Path] = {}
     if source.nvram is not None and source.nvram.is_file():

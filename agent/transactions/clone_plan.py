@@ -54,7 +54,10 @@ def plan_clone(facts: CloneFacts, request: CloneRequest) -> Plan:
     HostFileUnsupported, NoSpace.
     """
     images = [_image(facts, request, volume) for volume in request.volumes]
-    receive = [_receive(facts, ref) for ref in _wanted_files(facts, request)]
+    receive = [
+        receive_file(facts.transaction, ref, _path(facts.domain, ref.type), facts.models.get(ref.type))
+        for ref in _wanted_files(facts, request)
+    ]
     _check_space(facts, request, receive)
     place: list[AnyStep] = [
         PlaceHostFile(type=step.type, path=step.path, staged=step.staged, sha256=step.sha256) for step in receive
@@ -110,14 +113,13 @@ def _path(domain: Domain, type_: HostFileType) -> Path:
     return path
 
 
-def _receive(facts: CloneFacts, ref: HostFileRef) -> ReceiveHostFile:
-    path = _path(facts.domain, ref.type)
-    model = facts.models.get(ref.type)
+def receive_file(transaction: UUID, ref: HostFileRef, path: Path, model: Path | None) -> ReceiveHostFile:
+    """Plan to take in a host file of a domain that is not there yet, owned like ``model``."""
     return ReceiveHostFile(
         type=ref.type,
         format=ref.format,
         path=str(path),
-        staged=str(path.parent / f".coldframe-{facts.transaction}-{ref.type}"),
+        staged=str(path.parent / f".coldframe-{transaction}-{ref.type}"),
         size_bytes=ref.size_bytes,
         sha256=ref.sha256,
         like=str(model) if model else "",

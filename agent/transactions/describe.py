@@ -1,9 +1,13 @@
 """What a transaction tells the controller: of the domain as it was found, and of how a merge ended."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.host import dependents, images
+from agent.transactions.archive_steps import ReceiveImage
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
     AnyStep,
@@ -18,8 +22,9 @@ from agent.transactions.model import (
     flat,
 )
 from agent.transactions.survey import Survey
+from agent.wire.plan import PlannedStep
 from agent.wire.problem import Problem
-from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, RevertRequest, VolumeOutcome
+from agent.wire.transaction import CloneRequest, DoomedVolume, FrozenFile, ImportRequest, RevertRequest, VolumeOutcome
 from agent.wire.vm import Disk
 
 
@@ -27,7 +32,7 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
     """Give the fields of a prepared Transaction: what the controller keeps with the snapshot or the undo point."""
     keeps = not isinstance(request, RevertRequest) or request.undo is not None
     tops = {target: new for target, (_, new) in sources(found.plan).items()}
-    if isinstance(request, CloneRequest):
+    if isinstance(request, CloneRequest | ImportRequest):
         made = [step for step in flat(found.plan.stage) if isinstance(step, CreateOverlay | ConvertImage)]
         tops = {step.target: step.path for step in made}
     return {
@@ -38,10 +43,27 @@ def describe(request: AnyRequest, found: Survey) -> dict[str, Any]:
         "kept": found.plan.kept,
         "domain_xml": found.domain_xml,
         "firmware": found.firmware,
-        "tpm_secret": found.domain.tpm_secret,
+        "tpm_secret": found.domain.tpm_secret if found.domain else None,
         "steps": found.plan.names(),
-        "total_bytes": sum(step.allocated_bytes for step in _merges(found.plan)) + sum(_copied(found.plan)),
+        "total_bytes": total_bytes(found.plan),
     }
+
+
+def total_bytes(plan: Plan) -> int:
+    """Bound what a plan copies between image files."""
+    return sum(step.allocated_bytes for step in _merges(plan)) + sum(_copied(plan))
+
+
+def planned_steps(steps: Iterable[AnyStep]) -> list[PlannedStep]:
+    """Give steps as a dry run shows them: what the journal would hold of each."""
+    return [_planned(step) for step in steps]
+
+
+def _planned(step: AnyStep) -> PlannedStep:
+    facts: dict[str, Any] = msgspec.to_builtins(step)
+    action = facts.pop("step")
+    about = "frozen" if isinstance(step, CommitChild) else "child" if "child" in facts else "path"
+    return PlannedStep(action=action, name=step.name, path=facts.get(about) or facts.get("staged"), facts=facts)
 
 
 def sources(plan: Plan) -> dict[str, tuple[str, str]]:
@@ -119,3 +141,12 @@ def _frozen(disk: Disk, overlay: str) -> FrozenFile:
         fingerprint=top.fingerprint,
         overlay=overlay,
     )
+
+
+def with_received(volumes: list[FrozenFile], step: ReceiveImage) -> list[FrozenFile]:
+    """Complete what is told of an imported frozen file by what it is now; nothing writes to it after this. Blocks."""
+    if step.position != 0:
+        return volumes
+    path = Path(step.staged)
+    facts = {"fingerprint": images.fingerprint(path), "allocated_bytes": path.stat().st_blocks * 512}
+    return [msgspec.structs.replace(one, **facts) if one.target == step.target else one for one in volumes]

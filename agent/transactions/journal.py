@@ -7,7 +7,7 @@ Each line is one JSON record, fsynced before the work that it announces begins::
     prepared  the transaction as answered    all is staged                    → undo
     commit                                   the switch may have begun        → redo
     rollback  why                            a step of the switch failed      → undo
-    ended     the outcome                    nothing left to do
+    ended     the outcome                    nothing left to do but what it says
 
 A torn last line was never acted upon and is dropped.
 """
@@ -31,6 +31,8 @@ from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
     DepartRequest,
+    ExportRequest,
+    ImportRequest,
     PlaceRequest,
     RestoreRequest,
     RevertRequest,
@@ -41,9 +43,10 @@ from agent.wire.transaction import (
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; one that is cloned or placed is not there yet.
+#: Work on a domain that is there; one that is cloned or placed is not there yet, and an export does not touch it.
 DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest | DepartRequest
-AnyRequest = DomainRequest | CloneRequest | PlaceRequest
+NewDomainRequest = CloneRequest | ImportRequest | PlaceRequest
+AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):
@@ -76,9 +79,10 @@ class Rollback(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", ta
 
 
 class Ended(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="ended"):
-    """Nothing is left to do."""
+    """Nothing is left to do but, where ``unclean``, to remove files that could not be removed; then comes another."""
 
     transaction: Transaction
+    unclean: bool = False
 
 
 Record = Begin | Planned | Prepared | Commit | Rollback | Ended
@@ -96,6 +100,7 @@ class Entry:
     commit: bool = False
     rollback: Problem | None = None
     ended: bool = False
+    unclean: bool = False
 
 
 class Journal:
@@ -188,4 +193,4 @@ def _fold(entry: Entry | None, record: Record) -> Entry:
         case Rollback():
             return replace(entry, rollback=record.error)
         case Ended():
-            return replace(entry, transaction=record.transaction, ended=True)
+            return replace(entry, transaction=record.transaction, ended=True, unclean=record.unclean)

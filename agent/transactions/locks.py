@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from agent.errors import ImageInUse
+from agent.host import image_locks, tpm_lock
 from agent.host.image_locks import ImageLock
 from agent.host.tpm import StateLock
 from agent.web.errors import Error
@@ -61,3 +62,29 @@ class HeldLocks:
             state.release()
         self._images.clear()
         self._states.clear()
+
+
+class Looks(HeldLocks):
+    """Looks whether the locks could be had, and takes none. With ``idle`` it does not even look.
+
+    The files of a domain that runs are open, and those of one that is worked on are locked: that is told already.
+    """
+
+    def __init__(self, *, idle: bool) -> None:
+        super().__init__()
+        self._idle = idle
+
+    def take_image(self, target: str, path: Path) -> None:
+        """Raise ImageInUse where somebody writes to an image."""
+        if not self._idle:
+            image_locks.require_unwritten(target, path)
+
+    def take_to_write(self, target: str, path: Path) -> None:
+        """Raise ImageInUse where somebody reads an image, too, and lets nobody write."""
+        if not self._idle:
+            image_locks.require_unwritten(target, path, to_write=True)
+
+    def take_tpm(self, directory: Path) -> None:
+        """Raise HostFileInUse where an emulator has a TPM state open."""
+        if not self._idle:
+            tpm_lock.require_free(directory)

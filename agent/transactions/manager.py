@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
 from agent.errors import (
     AgentRestarted,
-    DomainBusy,
     DomainRunning,
     HashMismatch,
     HostFileNotFound,
@@ -19,7 +18,6 @@ from agent.errors import (
     HypervisorUnavailable,
     LeaseExpired,
     PreconditionFailed,
-    Recorded,
     Released,
     TransactionEnded,
     TransactionMismatch,
@@ -29,26 +27,23 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import require_sense
+from agent.transactions.asked import KINDS, clash, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
-from agent.transactions.running import Running, Tools
+from agent.transactions.running import Running
+from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.survey import staging_dir
+from agent.transactions.tools import Tools
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
-from agent.wire.host_file import FORMATS, HostFile, HostFileType
+from agent.wire.host_file import HostFile, HostFileType
 from agent.wire.transaction import (
     DEFAULT_LEASE_S,
     ENDED,
     CloneRequest,
     DeleteRequest,
-    DepartRequest,
-    HostFileRef,
-    PlaceRequest,
-    RestoreRequest,
-    RevertRequest,
-    SnapshotRequest,
+    ExportRequest,
     Transaction,
     TransactionRequest,
 )
@@ -59,17 +54,6 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 #: How long ``put`` waits for a transaction to be prepared before it answers ``preparing``: copying a disk takes longer.
 ANSWER_AFTER_S = 20.0
-
-
-KINDS: dict[type[AnyRequest], Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]] = {
-    SnapshotRequest: "snapshot",
-    RevertRequest: "revert",
-    DeleteRequest: "delete",
-    CloneRequest: "clone",
-    RestoreRequest: "restore",
-    PlaceRequest: "place",
-    DepartRequest: "depart",
-}
 
 
 class Manager:
@@ -88,17 +72,18 @@ class Manager:
         directory = limits.state_dir / "journal"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (limits.state_dir / "transactions").mkdir(mode=0o700, exist_ok=True)
-        self._tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
+        self.tools = Tools(hypervisor, inventory, guards, Journal(directory), limits, checkpoint)
         self._events = events
         self._known: dict[UUID, Running] = {}
+        self._left: dict[UUID, Entry] = {}  # by a dead agent, and not taken up yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self.answer_after_s = ANSWER_AFTER_S
 
     async def recover(self) -> None:
         """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
-        await asyncio.to_thread(self._tools.journal.prune, self._tools.limits.outcome_retention_s)
-        for entry in await asyncio.to_thread(lambda: list(self._tools.journal.entries())):
-            running = Running(self._tools, entry)
+        await asyncio.to_thread(self.tools.journal.prune, self.tools.limits.outcome_retention_s)
+        for entry in await asyncio.to_thread(lambda: list(self.tools.journal.entries())):
+            running = Running(self.tools, entry)
             running.settled.set()
             self._known[entry.transaction.id] = running
             if entry.ended:
@@ -107,12 +92,17 @@ class Manager:
                 await self._recover(running, entry)
 
     async def _recover(self, running: Running, entry: Entry) -> None:
+        """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
+        self._left[running.transaction.id] = entry
+        problem = entry.rollback or (None if entry.commit else AgentRestarted(id=running.transaction.id).problem())
         async with running.lock:
             try:
-                await running.resume()
-                if entry.rollback or not entry.commit:
-                    await running.undo(entry.rollback or AgentRestarted(id=running.transaction.id).problem())
-                elif await running.was_overtaken():
+                await running.resume(problem)
+                overtaken = problem is None and await running.was_overtaken()
+                del self._left[running.transaction.id]
+                if problem is not None:
+                    await running.undo(problem)
+                elif overtaken:
                     await running.roll_back(DomainRunning(name=running.name).problem())
                 else:
                     await running.finish()
@@ -132,7 +122,7 @@ class Manager:
                 raise TransactionMismatch(id=id_)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(known.settled.wait(), self.answer_after_s)
-            return _outcome(known)
+            return outcome(known)
         require_sense(request)
         running = self._begin(id_, request)
         preparing = self._spawn(self._prepare(running, request.lease_s))
@@ -141,12 +131,9 @@ class Manager:
         return running.transaction
 
     def _begin(self, id_: UUID, request: AnyRequest) -> Running:
-        for other in self._known.values():
-            if _clash(other.request, request) and other.transaction.state not in ENDED:
-                seen = other.transaction
-                raise DomainBusy(
-                    name=other.name, kind=seen.kind, transaction=seen.id, since=seen.started_at.isoformat()
-                )
+        other = self.in_the_way_of(request)
+        if other is not None:
+            raise busy_with(other)
         transaction = Transaction(
             id=id_,
             kind=KINDS[type(request)],
@@ -155,7 +142,7 @@ class Manager:
             started_at=utc_now(),
             snapshot=getattr(request, "snapshot", None),
         )
-        running = Running(self._tools, Entry(request=request, transaction=transaction))
+        running = Running(self.tools, Entry(request=request, transaction=transaction))
         self._known[id_] = running
         return running
 
@@ -171,9 +158,24 @@ class Manager:
                 running.settled.set()
                 await self._told(running)
 
+    def find(self, id_: UUID) -> Running | None:
+        """Return a transaction with its request and plan."""
+        return self._known.get(id_)
+
+    def at_work_on(self, vm: UUID) -> Running | None:
+        """Return the transaction of a domain that has not ended."""
+        return next((one for one in self._unfinished() if one.request.vm == vm), None)
+
+    def in_the_way_of(self, request: AnyRequest) -> Running | None:
+        """Return a transaction that has not ended and touches a domain that this one would touch."""
+        return next((one for one in self._unfinished() if clash(one.request, request)), None)
+
+    def _unfinished(self) -> Iterator[Running]:
+        return (one for one in self._known.values() if one.transaction.state not in ENDED)
+
     def get(self, id_: UUID) -> Transaction:
         """Return a transaction, ended ones included; TransactionNotFound after the retention."""
-        return self._running(id_).transaction
+        return self.running(id_).transaction
 
     def all(self) -> list[Transaction]:
         """Return every transaction, oldest first."""
@@ -186,40 +188,39 @@ class Manager:
 
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
-        running = self._running(id_)
-        data = await _collect(chunks, type_, self._tools.limits.host_file_limit_bytes)
+        running = self.running(id_)
+        data = await _collect(chunks, type_, self.tools.limits.host_file_limit_bytes)
         found = hashlib.sha256(data).hexdigest()
         if announced not in {None, found}:
             raise HashMismatch(type=type_, found=found, expected=announced)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             await running.receive(type_, data)
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
         """Return the file that holds a captured host file, in its wire format, until the transaction ends."""
-        running = self._running(id_)
+        running = self.running(id_)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
-        return staging_dir(self._tools.limits, id_) / type_
+        return staging_dir(self.tools.limits, id_) / type_
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
             if running.transaction.state in ("committing", "committed"):
                 return running.transaction
-            _require_prepared(running)
+            require_prepared(running)
             if running.lease_is_over():  # it may have slept (SIGSTOP, a suspended host) past its own deadline
                 await running.undo(LeaseExpired(id=id_).problem())
                 await self._told(running)
                 raise LeaseExpired(id=id_)
             await running.commit()
-        work = self._finish(running)
         if isinstance(running.request, DeleteRequest):
-            self._spawn(work)
+            self._spawn(self._finish_unattended(running))
         else:
-            await self._own(work)
+            await self._own(self._finish(running))
         return running.transaction
 
     async def _finish(self, running: Running) -> None:
@@ -232,13 +233,20 @@ class Manager:
             finally:
                 await self._told(running)
 
+    async def _finish_unattended(self, running: Running) -> None:
+        """Finish where nobody waits: what goes wrong is in the transaction or, if not even that, tried again."""
+        try:
+            await self._finish(running)
+        except Error as err:
+            log.warning("commit-waits transaction=%s reason=%s", running.transaction.id, err)
+
     async def abort(self, id_: UUID) -> Transaction:
-        """Undo a transaction that is not committed; an aborted one answers the same. Copying for a clone is broken off.
+        """Undo a transaction that is not committed; an aborted one answers the same. Copying that stages is broken off.
 
         A deletion can be aborted after its commit too, as long as no frozen file has been written to.
         """
-        running = self._running(id_)
-        if isinstance(running.request, CloneRequest):
+        running = self.running(id_)
+        if isinstance(running.request, CloneRequest | ExportRequest):
             running.interrupt()
         if running.transaction.state not in ENDED:
             running.withdraw(Released(id=id_).problem())
@@ -260,26 +268,23 @@ class Manager:
 
     async def renew(self, id_: UUID) -> Transaction:
         """Count the lease of a prepared transaction anew, for as long as its request asked."""
-        running = self._running(id_)
+        running = self.running(id_)
         async with running.lock:
-            _require_prepared(running)
+            require_prepared(running)
             running.extend_lease(getattr(running.request, "lease_s", DEFAULT_LEASE_S))
             return running.transaction
 
     async def write_host_file(self, vm: UUID, type_: HostFileType, data: bytes, if_match: str | None) -> HostFile:
         """Replace one host file of a domain that is off. ``if_match``: the SHA-256 that the caller saw, or None."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        ref = HostFileRef(type=type_, format=FORMATS[type_], size_bytes=len(data), sha256=sha256)
-        request = RestoreRequest(vm=vm, host_files=[ref])
-        running = self._begin(uuid4(), request)
+        running = self._begin(uuid4(), host_file_request(vm, type_, data))
         await self._own(self._write(running, type_, data, if_match))
-        found, _ = await self._tools.inventory.read_host_file(vm, type_)
+        found, _ = await self.tools.inventory.read_host_file(vm, type_)
         return found
 
     async def _write(self, running: Running, type_: HostFileType, data: bytes, if_match: str | None) -> None:
         await self._prepare(running, DEFAULT_LEASE_S)
         try:
-            await self._check_version(running, type_, if_match)
+            await self.require_version(running.request.vm, type_, if_match)
             async with running.lock:
                 await running.receive(type_, data)
                 await running.commit()
@@ -288,8 +293,9 @@ class Manager:
             raise
         await self._finish(running)
 
-    async def _check_version(self, running: Running, type_: HostFileType, if_match: str | None) -> None:
-        found = await self._tools.inventory.host_files(running.request.vm)
+    async def require_version(self, vm: UUID, type_: HostFileType, if_match: str | None) -> None:
+        """Raise PreconditionFailed where a host file is not the one that the caller saw."""
+        found = await self.tools.inventory.host_files(vm)
         present = {item.type: item.sha256 for item in found.items}.get(type_, "nothing")
         if if_match not in (None, present):
             raise PreconditionFailed(what=f"the {type_}", found=present, expected=if_match)
@@ -301,19 +307,32 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that has not ended and that nobody is at work on."""
+        """Look once at every transaction that nobody is at work on and that has something left to do."""
         for running in list(self._known.values()):
-            state = running.transaction.state
-            if running.lock.locked() or state in ENDED:
+            if running.lock.locked():
                 continue
             try:
-                if state == "prepared" and running.lease_is_over():
-                    await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
-                elif running.stuck:
-                    again = self._finish(running) if state == "committing" else self._retry_undo(running)
-                    await self._own(again)
+                await self._look(running)
             except Error as err:
                 log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+
+    async def _look(self, running: Running) -> None:
+        state = running.transaction.state
+        if running.unclean and state in ENDED:
+            await self._own(self._tidy(running))
+        elif state == "prepared" and running.lease_is_over():
+            await self._own(self._abort(running, LeaseExpired(id=running.transaction.id)))
+        elif running.stuck and state not in ENDED:
+            await self._own(self._again(running))
+
+    def _again(self, running: Running) -> Coroutine[Any, Any, None]:
+        if (left := self._left.get(running.transaction.id)) is not None:
+            return self._recover(running, left)
+        return self._finish(running) if running.transaction.state == "committing" else self._retry_undo(running)
+
+    async def _tidy(self, running: Running) -> None:
+        async with running.lock:
+            await running.tidy()
 
     async def _retry_undo(self, running: Running) -> None:
         async with running.lock:
@@ -323,13 +342,14 @@ class Manager:
 
     async def release(self, vm: UUID) -> Transaction | None:
         """Undo what holds a domain, for an operator. A guard without a transaction is dropped."""
-        for running in self._known.values():
-            if running.request.vm == vm and running.transaction.state not in ENDED:
-                return await self.abort(running.transaction.id)
-        await asyncio.to_thread(self._tools.guards.release, vm)
+        running = self.at_work_on(vm)
+        if running is not None:
+            return await self.abort(running.transaction.id)
+        await asyncio.to_thread(self.tools.guards.release, vm)
         return None
 
-    def _running(self, id_: UUID) -> Running:
+    def running(self, id_: UUID) -> Running:
+        """Return a transaction with what it works on. Raises TransactionNotFound."""
         if id_ not in self._known:
             raise TransactionNotFound(id=id_)
         return self._known[id_]
@@ -359,27 +379,6 @@ class Manager:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("work-failed reason=%s", task.exception())
-
-
-def _clash(one: AnyRequest, other: AnyRequest) -> bool:
-    """Tell whether two transactions touch one domain. A clone only reads its source, but that must not be merged."""
-    return one.vm in _touched(other) or other.vm in _touched(one)
-
-
-def _touched(request: AnyRequest) -> set[UUID]:
-    return {request.vm, request.source} if isinstance(request, CloneRequest) else {request.vm}
-
-
-def _outcome(running: Running) -> Transaction:
-    if running.transaction.state == "aborted" and running.transaction.error is not None:
-        raise Recorded(running.transaction.error)
-    return running.transaction
-
-
-def _require_prepared(running: Running) -> None:
-    if running.transaction.state != "prepared":
-        _outcome(running)
-        raise TransactionEnded(id=running.transaction.id, state=running.transaction.state)
 
 
 async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:

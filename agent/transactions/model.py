@@ -3,7 +3,8 @@
 A plan has four parts, run in this order:
 
 ``stage``    before commit; every step makes something new under a name that carries the transaction's id
-``receive``  before commit; the host files that the controller uploads, each to its staged name
+``receive``  before commit; the host files that the controller uploads, each to its staged name; ``receive_images``
+             likewise the images of an archive, and ``send`` those that it fetches for one
 ``switch``   after the journal's commit record; redone after a crash, undone when a step fails
 ``clean``    after the switch; removes what nobody needs any more
 
@@ -17,17 +18,10 @@ from uuid import UUID
 
 import msgspec
 
+from agent.transactions.archive_steps import PlaceImage, ReceiveImage, SendImage
+from agent.transactions.step import Step
 from agent.wire.host_file import HostFile, HostFileFormat, HostFileType, MissingHostFile
 from agent.wire.vm import Disk, Image
-
-
-class Step(msgspec.Struct, kw_only=True, frozen=True, tag_field="step"):
-    """One thing to do. Every step can be done twice and undone twice with the effect of once."""
-
-    @property
-    def name(self) -> str:
-        """Say what the step does, for people and for tests that kill the agent at it."""
-        raise AssertionError(f"{type(self).__name__} has no name")
 
 
 class CreateOverlay(Step, kw_only=True, frozen=True, tag="create-overlay"):
@@ -267,6 +261,8 @@ AnyStep = (
     | CaptureHostFile
     | ReceiveHostFile
     | PlaceHostFile
+    | ReceiveImage
+    | PlaceImage
     | DefineDomain
     | UndefineDomain
     | KeepDeparture
@@ -286,6 +282,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
     stage: list[list[AnyStep]] = []
     receive: list[ReceiveHostFile] = []
+    receive_images: list[ReceiveImage] = []
+    send: list[SendImage] = []
     switch: list[list[AnyStep]] = []
     clean: list[list[AnyStep]] = []
     excluded: list[str] = []
@@ -294,8 +292,15 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
     def names(self) -> list[str]:
         """List the names of all steps in the order in which they run."""
-        steps: list[AnyStep] = [*flat(self.stage), *self.receive, *flat(self.switch), *flat(self.clean)]
-        return [step.name for step in steps]
+        return [step.name for step in self.steps()]
+
+    def steps(self) -> list[AnyStep]:
+        """List all steps in the order in which they run."""
+        return [*self.before_commit(), *flat(self.switch), *flat(self.clean)]
+
+    def before_commit(self) -> list[AnyStep]:
+        """List the steps that make something before the commit."""
+        return [*flat(self.stage), *self.receive, *self.receive_images]
 
 
 def flat(groups: Iterable[Sequence[AnyStep]]) -> list[AnyStep]:

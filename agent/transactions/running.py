@@ -4,39 +4,37 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import ParamSpec
 
 import msgspec
 
-from agent.errors import DomainNotFound, HostFileNotFound, HostFileNotUploaded, HypervisorUnavailable, Released
+from agent.errors import (
+    DomainNotFound,
+    HostFileNotFound,
+    HostFileNotUploaded,
+    HypervisorUnavailable,
+    ImageNotReceived,
+    Released,
+)
 from agent.host import dependents, files, images
-from agent.host.clone_xml import check_name
-from agent.host.hypervisor import Hypervisor
-from agent.host.inventory import Inventory
-from agent.limits import Limits
 from agent.transactions import journal as records
-from agent.transactions import steps
-from agent.transactions.clone import CloneSurveyor
-from agent.transactions.describe import describe, merge_outcomes, sources, target_of
-from agent.transactions.guard import Guards
-from agent.transactions.journal import Entry, Journal
+from agent.transactions import steps, surveyors
+from agent.transactions.archive_steps import ReceiveImage
+from agent.transactions.describe import describe, merge_outcomes, sources, target_of, with_received
+from agent.transactions.journal import Entry
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
-from agent.transactions.place import PlaceSurveyor
-from agent.transactions.steps import Work
-from agent.transactions.survey import Survey, Surveyor, staging_dir
-from agent.web.checkpoint import Checkpoint
+from agent.transactions.survey import staging_dir
+from agent.transactions.tools import Tools
 from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
-    CloneRequest,
     DeleteRequest,
-    PlaceRequest,
+    ExportRequest,
     RevertRequest,
     SnapshotRequest,
 )
@@ -46,18 +44,6 @@ P = ParamSpec("P")
 
 #: qemu-img processes at once for one transaction: 8 overlays take 87 ms one by one, 34 ms four at a time.
 PARALLEL_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What every transaction works with. ``checkpoint`` hears of each point at which the agent could die."""
-
-    hypervisor: Hypervisor
-    inventory: Inventory
-    guards: Guards
-    journal: Journal
-    limits: Limits
-    checkpoint: Checkpoint
 
 
 def problem_of(err: BaseException) -> Problem:
@@ -82,25 +68,17 @@ class Running:
         self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
         self._final = False  # a deletion has begun to move or write to frozen files, and goes on
         self._merging: list[asyncio.Task[None]] = []
+        self.unclean = entry.unclean  # ended, and something to be removed is still there: tried again until it is gone
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
+        self._here: set[str] = set()  # images that were received whole, by the name of their step
         if entry.commit and not entry.ended:
             self._update(state="committing", lease_expires_at=None)
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PARALLEL_STEPS)
-        self._work = Work(
-            vm=entry.request.vm,
-            name=str(entry.request.vm),
-            hypervisor=tools.hypervisor,
-            inventory=tools.inventory,
-            locks=HeldLocks(),
-            nvram_dir=tools.limits.nvram_dir,
-            swtpm_dir=tools.limits.swtpm_dir,
-            host_file_limit_bytes=tools.limits.host_file_limit_bytes,
-            on_bytes=self._on_bytes,
-        )
+        self._work = tools.work_on(entry.request.vm, HeldLocks(), self._on_bytes)
 
     @property
     def name(self) -> str:
@@ -117,9 +95,9 @@ class Running:
             raise
 
     async def _stage(self, lease_s: float) -> None:
-        self._work.name = await self._name_of()
+        self._work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
         await self._at("raise-guard", self._raise_guard)
-        found = await self._survey()
+        found = await surveyors.survey(self.transaction.id, self.request, self._work, self._tools.limits)
         self.plan = found.plan
         await self._record(records.Planned(plan=self.plan))
         self._update(**describe(self.request, found))
@@ -128,21 +106,6 @@ class Running:
         self._update(state="prepared", host_files=self._work.captured)
         self.extend_lease(lease_s)
         await self._record(records.Prepared(transaction=self.transaction))
-
-    async def _name_of(self) -> str:
-        """Return the domain's name; that of one which is not there yet is the request's, a new one checked first."""
-        if isinstance(self.request, CloneRequest):
-            check_name(self.request.name)
-        if isinstance(self.request, CloneRequest | PlaceRequest):
-            return self.request.name
-        return (await self._tools.hypervisor.domain(self.request.vm)).name
-
-    async def _survey(self) -> Survey:
-        if isinstance(self.request, CloneRequest):
-            return await CloneSurveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
-        if isinstance(self.request, PlaceRequest):
-            return await PlaceSurveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
-        return await Surveyor(self.transaction.id, self.request, self._work, self._tools.limits).survey()
 
     async def _interruptible(self, group: list[AnyStep]) -> None:
         """Run steps that may take hours. Raises Released where ``interrupt`` was called meanwhile."""
@@ -165,7 +128,12 @@ class Running:
             self._staging.cancel()
 
     async def _raise_guard(self) -> None:
-        """Keep the domain from starting. What had passed the hook before is active now, or was refused here."""
+        """Keep the domain from starting. What had passed the hook before is active now, or was refused here.
+
+        An export only reads what no start writes to, so it keeps nobody from starting.
+        """
+        if isinstance(self.request, ExportRequest):
+            return
         guards, request = self._tools.guards, self.request
         await asyncio.to_thread(
             guards.raise_guard, request.vm, self._work.name, self.transaction.id, self.transaction.kind
@@ -179,14 +147,26 @@ class Running:
                 return
         raise HostFileNotFound(name=self._work.name, type=type_)
 
+    async def received(self, step: ReceiveImage) -> None:
+        """Judge an image that was written to its staged name, make it ready to be placed, and note that it is here."""
+        await self._at(step.name, steps.do, step, self._work)
+        self._here.add(step.name)
+        self._update(volumes=await asyncio.to_thread(with_received, self.transaction.volumes, step))
+
     async def commit(self) -> None:
-        """Decide, then switch. Raises HostFileNotUploaded with nothing changed; otherwise as ``finish``."""
-        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
-        if awaited:
-            raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
+        """Decide, then switch. HostFileNotUploaded, ImageNotReceived: nothing changed; otherwise as ``finish``."""
+        await self.require_uploaded()
         await self._record(records.Commit())
         self._switching = True
         self._update(state="committing", lease_expires_at=None)
+
+    async def require_uploaded(self) -> None:
+        """Raise HostFileNotUploaded or ImageNotReceived while a host file or an image is awaited."""
+        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
+        if awaited:
+            raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
+        if coming := [step.name for step in self.plan.receive_images if step.name not in self._here]:
+            raise ImageNotReceived(id=self.transaction.id, images=", ".join(coming))
 
     async def finish(self) -> None:
         """Do what the commit record promises, or what is left of it.
@@ -222,12 +202,17 @@ class Running:
         for group in self.plan.switch:
             await self._run(group)
 
+    @property
+    def can_withdraw(self) -> bool:
+        """Whether this is a deletion that was committed and can still be stopped."""
+        return isinstance(self.request, DeleteRequest) and not self._final
+
     def withdraw(self, problem: Problem) -> None:
         """Stop a deletion that was committed, as long as it only rebases: a child is whole on either file.
 
         Once a frozen file is set aside or written to, the deletion goes on to its end and this has no effect.
         """
-        if isinstance(self.request, DeleteRequest) and self.transaction.state == "committing" and not self._final:
+        if self.can_withdraw and self.transaction.state == "committing":
             self.withdrawn = problem
             for task in self._merging:
                 task.cancel()
@@ -260,19 +245,28 @@ class Running:
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
 
-        The work stands, so nothing here fails it: a file that will not go is named in the log.
+        The work stands, so nothing here fails it: a file that will not go is named in the log and tried again.
         """
         gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
         kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
-        for step in [] if kept else flat(self.plan.clean):
-            await self._tolerate(self._step(step))
+        chores = [] if kept else flat(self.plan.clean)
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in chores])
         await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
 
-    async def _tolerate(self, chore: Awaitable[None]) -> None:
+    async def tidy(self) -> None:
+        """Try again to remove what an ended transaction left, all of it under names of its own."""
+        self.unclean = not all([await self._tolerate(self._step(step)) for step in flat(self.plan.clean)])
+        if not self.unclean:
+            await self._record(records.Ended(transaction=self.transaction))
+
+    async def _tolerate(self, chore: Awaitable[None]) -> bool:
+        """Do what must not fail the work, and tell whether it could be done."""
         try:
             await chore
         except Error as err:
             log.warning("chore-failed transaction=%s reason=%s", self.transaction.id, err)
+            return False
+        return True
 
     async def undo(self, problem: Problem) -> None:
         """Undo every step, last first, whether or not it was done, and end as aborted.
@@ -281,9 +275,8 @@ class Running:
         """
         self.stuck = True
         self._update(state="aborting", error=problem, lease_expires_at=None)
-        done = [*flat(self.plan.stage), *self.plan.receive, *(flat(self.plan.switch) if self._switching else [])]
         try:
-            for step in reversed(done):
+            for step in self.to_undo():
                 await self._at(f"undo {step.name}", steps.undo, step, self._work)
             staging = staging_dir(self._tools.limits, self.transaction.id)
             await asyncio.to_thread(files.remove_tree, staging)
@@ -291,12 +284,17 @@ class Running:
         except Error as err:
             log.warning("undo-waits transaction=%s reason=%s", self.transaction.id, err)
 
+    def to_undo(self) -> list[AnyStep]:
+        """List the steps that undoing goes through, last first."""
+        done = [*self.plan.before_commit(), *(flat(self.plan.switch) if self._switching else [])]
+        return done[::-1]
+
     async def _end(self, state: str, problem: Problem | None) -> None:
         """Write down that nothing is left to do, and only then let the domain start again."""
         ended = msgspec.structs.replace(
             self.transaction, state=state, error=problem, ended_at=utc_now(), lease_expires_at=None
         )
-        await self._record(records.Ended(transaction=ended))
+        await self._record(records.Ended(transaction=ended, unclean=self.unclean))
         await self._at("drop-guard", asyncio.to_thread, self.let_go)
         self.transaction = ended  # told only now: whoever hears of the end may start the domain
         self.stuck = False
@@ -308,13 +306,18 @@ class Running:
             self._tools.guards.drop(self.request.vm, self.transaction.id)
         self._work.locks.release()
 
-    async def resume(self) -> None:
+    async def resume(self, problem: Problem | None) -> None:
         """Take up a transaction that a dead agent left: its guard, what locks can be had, and the domain's name.
 
-        libvirt may not be up yet, or the domain gone: neither keeps staged files from being removed.
+        ``problem`` is why it will be undone; None where it will be redone. It is told from now on, so that nobody
+        commits what could not be taken up. libvirt may not be up yet, or the domain gone: neither keeps staged files
+        from being removed. What ``raise_guard`` raises leaves it as it was, to be resumed again.
         """
+        self.stuck = True
+        if problem is not None:
+            self._update(state="aborting", error=problem, lease_expires_at=None)
         try:
-            self._work.name = await self._name_of()
+            self._work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
         except (DomainNotFound, HypervisorUnavailable) as err:
             log.warning("name-not-known transaction=%s vm=%s reason=%s", self.transaction.id, self.request.vm, err)
         await self._raise_guard()
@@ -368,7 +371,8 @@ class Running:
             await self._at(step.name, steps.do, step, self._work)
 
     async def _at(self, name: str, action: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Act between two points at which a test can stop the world."""
+        """Act between two points at which a test can stop the world; an ``OSError`` becomes one of our errors."""
         self._tools.checkpoint(f"before {name}")
-        await action(*args, **kwargs)
+        with files.storage(name):
+            await action(*args, **kwargs)
         self._tools.checkpoint(f"after {name}")

@@ -24,10 +24,10 @@ from agent.transactions.model import (
     ReplaceChild,
     SetAsideFrozen,
     SetAsideHostFile,
-    Step,
     SwapHostFile,
     SwitchDisks,
 )
+from agent.transactions.step import Step
 from agent.wire.host_file import HostFile, HostFileType
 
 
@@ -95,14 +95,22 @@ async def receive(step: ReceiveHostFile, data: bytes, work: Work) -> None:
 
     Raises HashMismatch, HostFileDamaged or ArchiveRefused; then nothing is left of it.
     """
+    require_receivable(step, data, work.name)
+    if step.type == "nvram":
+        await asyncio.to_thread(_stage_nvram, step, data)
+    else:
+        await asyncio.to_thread(_stage_tpm, step, data, work.name)
+
+
+def require_receivable(step: ReceiveHostFile, data: bytes, name: str) -> None:
+    """Judge an uploaded host file. Raises HashMismatch, HostFileDamaged or ArchiveRefused."""
     found = hashlib.sha256(data).hexdigest()
     if found != step.sha256:
         raise HashMismatch(type=step.type, found=found, expected=step.sha256)
     if step.type == "nvram":
-        nvram.check(data, Path(step.path), work.name)
-        await asyncio.to_thread(_stage_nvram, step, data)
+        nvram.check(data, Path(step.path), name)
     else:
-        await asyncio.to_thread(_stage_tpm, step, data, work.name)
+        tpm.judge(data, Path(step.path), name)
 
 
 @do.register

@@ -4,6 +4,8 @@ Whatever forbids the work is raised here or by the planner, before anything was 
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -28,6 +30,7 @@ from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
+from agent.web.errors import Error
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
@@ -40,13 +43,15 @@ from agent.wire.transaction import (
 )
 from agent.wire.vm import Disk, Image
 
+_NOT_AT_REST = (DomainManagedSave, DomainPaused, DomainRunning, DomainTransient)
+
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found: the plan, and what the transaction tells of the domain as it is now."""
+    """What was found: the plan, and what the transaction tells of the domain as it is now, if it looks at one."""
 
     plan: Plan
-    domain: Domain
+    domain: Domain | None
     domain_xml: str
     disks: list[Disk]
     host_files: HostFiles
@@ -60,33 +65,59 @@ def staging_dir(limits: Limits, transaction: UUID) -> Path:
 
 @dataclass(frozen=True)
 class Surveyor:
-    """One look around for one transaction."""
+    """One look around for one transaction.
+
+    What forbids the work is raised at once; a dry run gives a list of ``objections``, and gets to hear all that can
+    be said: the plan is empty then, unless it is only the present state of the domain that forbids it.
+    """
 
     transaction: UUID
     request: DomainRequest
     work: Work
     limits: Limits
+    objections: list[Error] | None = None
 
     async def survey(self) -> Survey:
         """Look at everything that the request needs, take the locks, and plan.
 
         Raises the Refused errors of agent.errors; HypervisorUnavailable where libvirt does not answer.
         """
-        _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
-        departs = isinstance(self.request, DepartRequest)  # its definition goes to another host's libvirt as it is
+        with self._objecting():
+            _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
+        # What departs goes to another host's libvirt as it is, console passwords included; a dry run shows none.
+        departs = isinstance(self.request, DepartRequest) and self.objections is None
         xml = await self.work.hypervisor.inactive_xml(self.work.vm, secure=departs)
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.tpm_directory is not None:
-            await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
+            with self._objecting():
+                await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
         disks = await asyncio.to_thread(self._read_disks, domain)
         users = await self._users(domain)
-        await asyncio.to_thread(self._require_own_files, domain, disks, users)
+        with self._objecting():
+            await asyncio.to_thread(self._require_own_files, domain, disks, users)
         host_files = await self._host_files()
-        plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
-        await asyncio.to_thread(require_free_names, plan)
-        wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest)
+        plan = Plan()
+        with self._objecting():
+            if self._can_plan():
+                plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
+                await asyncio.to_thread(require_free_names, plan)
+        wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest) and self.objections is None
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
+
+    @contextmanager
+    def _objecting(self) -> Iterator[None]:
+        """Collect what the body raises, where objections are collected."""
+        try:
+            yield
+        except Error as err:
+            if self.objections is None:
+                raise
+            self.objections.append(err)
+
+    def _can_plan(self) -> bool:
+        """Tell whether all that a plan is made of was read: an objection to the domain's state leaves that whole."""
+        return all(isinstance(one, _NOT_AT_REST) for one in self.objections or [])
 
     def _left_alone(self, domain: Domain) -> set[str]:
         """Name the disks whose files are not looked at."""
@@ -108,7 +139,8 @@ class Surveyor:
     def _read_disk(self, source: DiskSource, left_alone: bool) -> Disk:
         chain: list[Image] = []
         if source.path is not None and source.excluded_because is None and not left_alone:
-            chain = self._read_chain(source.target, source.path, source.format or "raw")
+            with self._objecting():
+                chain = self._read_chain(source.target, source.path, source.format or "raw")
         return Disk(
             target=source.target,
             path=str(source.path) if source.path else None,

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from agent.web import dry_run
 from agent.web.errors import (
     BodyTooLarge,
     Error,
@@ -16,6 +17,7 @@ from agent.web.errors import (
     UnsupportedMediaType,
 )
 from agent.web.routes import JSON, Header, Route
+from agent.wire.plan import Plan
 from agent.wire.problem import Problem
 
 _REF = "#/components/schemas/{name}"
@@ -44,7 +46,7 @@ class Schemas:
     """The schemas of every type that the routes name, shared through ``components``."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._types: list[Any] = [Problem]
+        self._types: list[Any] = [Problem, Plan]
         for one in routes:
             self._types += [*one.path_types.values(), one.body, one.answer, *one.statuses.values()]
         self._types = _distinct(kind for kind in self._types if kind is not None)
@@ -110,6 +112,10 @@ def _parameters(declared: Route, schemas: Schemas) -> list[dict[str, Any]]:
         for name, kind in declared.path_types.items()
     ]
     found += _query_parameters(declared, schemas)
+    if declared.planner is not None:
+        schema = {"type": "boolean", "default": False}
+        more = {"description": dry_run.DESCRIPTION, "schema": schema}
+        found.append({"name": dry_run.PARAMETER, "in": "query", "required": False, **more})
     found += [{"name": one.name, "in": "header", "required": one.required, **_header(one)} for one in declared.headers]
     if declared.method == "GET" and declared.media_type == JSON:
         found.append({"name": "If-None-Match", "in": "header", **_header(_IF_NONE_MATCH)})
@@ -155,6 +161,8 @@ def _answers(declared: Route, schemas: Schemas) -> dict[str, Any]:
     found = {str(declared.status): _answer(declared, declared.answer, schemas)}
     for status, kind in declared.statuses.items():
         found[str(status)] = {"description": "No content"} if kind is None else _answer(declared, kind, schemas)
+    if declared.planner is not None:
+        found["200"] = _or_plan(found.get("200"), schemas)
     headers = {one.name: _header(one) for one in declared.answer_headers}
     if declared.method == "GET" and declared.media_type == JSON:
         headers["ETag"] = _header(_ETAG)
@@ -162,6 +170,15 @@ def _answers(declared: Route, schemas: Schemas) -> dict[str, Any]:
     if headers:
         found[str(declared.status)]["headers"] = headers
     return found
+
+
+def _or_plan(usual: dict[str, Any] | None, schemas: Schemas) -> dict[str, Any]:
+    """Return the answer of a route that answers with a plan too."""
+    choices = [schemas.of(Plan)]
+    if usual is not None and JSON in usual.get("content", {}):
+        choices.insert(0, usual["content"][JSON]["schema"])
+    schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
+    return {"description": "Answer, or the plan", "content": {JSON: {"schema": schema}}}
 
 
 def _answer(declared: Route, kind: Any, schemas: Schemas) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 from aiohttp import web
 
+from agent.web import dry_run
 from agent.web.auth import require_role
 from agent.web.call import IDENTITY, Call, Reply, refusal
 from agent.web.errors import Error, InvalidRequest
@@ -40,7 +41,11 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One method of one path. ``role`` None: open to all. ``statuses`` are further answers: status → type."""
+    """One method of one path. ``role`` None: open to all. ``statuses`` are further answers: status → type.
+
+    ``planner`` answers in the handler's place where ``?dry_run=true`` asks what the call would do. ``reads``: the
+    method is one that changes things, and this route changes nothing, so that there is nothing to plan.
+    """
 
     method: str
     path: str
@@ -60,11 +65,18 @@ class Route:
     headers: tuple[Header, ...] = ()
     answer_headers: tuple[Header, ...] = ()
     role: Role | None = "reader"
+    planner: dry_run.Planner | None = None
+    reads: bool = False
 
     @property
     def name(self) -> str:
         """The route as metrics and documents call it."""
         return f"{self.method} {self.path}"
+
+    @property
+    def changes(self) -> bool:
+        """Whether a call may change anything, so that it needs a planner."""
+        return self.method in dry_run.CHANGING and not self.reads
 
 
 def route(
@@ -81,6 +93,8 @@ def route(
     headers: tuple[Header, ...] = (),
     answer_headers: tuple[Header, ...] = (),
     role: Role | None = "reader",
+    planner: dry_run.Planner | None = None,
+    reads: bool = False,
 ) -> Route:
     """Declare a route from its handler's signature. Raises TypeError for a parameter that nothing fills.
 
@@ -114,6 +128,8 @@ def route(
         headers=headers,
         answer_headers=answer_headers,
         role=role,
+        planner=planner,
+        reads=reads,
     )
 
 
@@ -127,16 +143,19 @@ def _answer_type(annotation: Any) -> Any:
 
 
 async def dispatch(declared: Route, request: web.Request) -> web.StreamResponse:
-    """Check the role, parse what the route declares, call the handler, render its answer."""
+    """Check the role, parse what the route declares, call the handler or the planner, render the answer."""
     if declared.role is not None:
         require_role(request[IDENTITY], declared.role)
     call = Call(request, declared.body_limit_bytes)
     arguments = {name: _path_value(request, name, kind) for name, kind in declared.path_types.items()}
-    query = _query_value(request, declared.query)
+    query = _query_value(request, declared)
     if query is not None:
         arguments["query"] = query
     if declared.body is not None:
         arguments["body"] = await call.json(declared.body)
+    if declared.planner is not None and dry_run.is_wanted(request):
+        plan = await dry_run.plan(declared.name, declared.planner, call, arguments)
+        return render(declared, call, Reply(plan, status=200))
     return render(declared, call, await declared.handler(call, **arguments))
 
 
@@ -147,11 +166,14 @@ def _path_value(request: web.Request, name: str, kind: Any) -> Any:
         raise refusal(err, name) from err
 
 
-def _query_value(request: web.Request, kind: type[msgspec.Struct] | None) -> msgspec.Struct | None:
-    """Return the query parameters as ``kind``; a route without ``query`` takes none."""
+def _query_value(request: web.Request, declared: Route) -> msgspec.Struct | None:
+    """Return the query parameters as the route's ``query``; a route without takes none but ``dry_run``."""
+    kind = declared.query
     fields = {} if kind is None else {one.encode_name: one.type for one in msgspec.structs.fields(kind)}
     values: dict[str, str | list[str]] = {}
     for name in request.query:
+        if name == dry_run.PARAMETER and declared.planner is not None:
+            continue
         given = request.query.getall(name)
         if name not in fields:
             raise InvalidRequest(where=f"?{name}", reason="unknown query parameter")

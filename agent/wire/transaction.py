@@ -11,6 +11,7 @@ from agent.wire.problem import Problem
 
 HostFilesPolicy = Literal["required", "best-effort", "none"]
 TransactionState = Literal["preparing", "prepared", "committing", "committed", "aborting", "aborted"]
+TransactionKind = Literal["snapshot", "revert", "delete", "clone", "export", "import", "restore", "place", "depart"]
 ENDED: frozenset[TransactionState] = frozenset({"committed", "aborted"})
 DEFAULT_LEASE_S = 120.0
 
@@ -233,8 +234,80 @@ class DepartRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="d
         return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"))
 
 
+class ExportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="export"):
+    """Hold the frozen files of a snapshot still, so that they can be fetched (wire.archive).
+
+    ``flat``: each with all that it stands on as one new file, else they and all they stand on as they are. The domain
+    ``vm``, called ``name``, is not touched: it may run, or be gone. It ends with abort, which removes what was made.
+    """
+
+    vm: UUID
+    name: str
+    snapshot: UUID
+    volumes: list[FrozenVolume]
+    flat: bool = True
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "ExportRequest":
+        """Return an example for documentation and tests."""
+        clone = CloneRequest.example()
+        return cls(vm=clone.source, name="win11", snapshot=clone.snapshot, volumes=clone.volumes)
+
+
+class ComingImage(Request, kw_only=True, frozen=True):
+    """One file of a disk that will be sent: at ``position`` 0 the frozen file, at 1 what that stands on, and so on."""
+
+    target: str
+    position: int
+    size_bytes: int
+    virtual_size_bytes: int
+
+
+class ImportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="import"):
+    """Make the domain ``vm`` called ``name`` of what an archive holds, in a state where it stands on a snapshot.
+
+    ``images`` and ``host_files`` are sent after prepare and before commit; the images go into ``directory``, or into
+    the first of the allowed ones. ``domain_xml`` is the archive's. With ``renew`` the domain gets an identity of its
+    own (``vm`` and ``name`` are new), else it has that UUID and name already.
+    """
+
+    vm: UUID
+    name: str
+    snapshot: UUID
+    domain_xml: str
+    images: list[ComingImage]
+    host_files: list[HostFileRef] = []
+    renew: bool = False
+    directory: str | None = None
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "ImportRequest":
+        """Return an example for documentation and tests."""
+        clone = CloneRequest.example()
+        return cls(
+            vm=clone.source,
+            name="win11",
+            snapshot=clone.snapshot,
+            domain_xml=clone.domain_xml,
+            images=[
+                ComingImage(target="vda", position=0, size_bytes=21_474_836_480, virtual_size_bytes=68_719_476_736)
+            ],
+            host_files=clone.host_files,
+        )
+
+
 TransactionRequest = (
-    SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest | PlaceRequest | DepartRequest
+    SnapshotRequest
+    | RevertRequest
+    | DeleteRequest
+    | CloneRequest
+    | RestoreRequest
+    | ExportRequest
+    | ImportRequest
+    | PlaceRequest
+    | DepartRequest
 )
 
 
@@ -292,13 +365,14 @@ class Transaction(Answer, kw_only=True, frozen=True):
     For a snapshot ``volumes`` are the frozen files and ``host_files`` what was captured; for a revert both
     describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
     are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
-    ``overlay``; ``excluded`` are disks that it does not have. For a place ``kept`` are host files that were here
-    already; for a depart ``host_files`` are all that the domain has. ``steps`` are the names of the plan's steps.
+    ``overlay``; ``excluded`` are disks that it does not have. For an import they are the files that it puts in place,
+    with a fingerprint once they were received. For a place ``kept`` are host files that were here already; for a depart
+    ``host_files`` are all that the domain has. ``steps`` are the names of the plan's steps.
     ``outcomes`` is filled by delete.
     """
 
     id: UUID
-    kind: Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]
+    kind: TransactionKind
     vm: UUID
     state: TransactionState
     started_at: datetime

@@ -110,6 +110,35 @@ class Leftovers(Answer, kw_only=True, frozen=True):
         )
 
 
+class UnwantedImage(Request, kw_only=True, frozen=True):
+    """One image file of a domain that is gone: the disk it was for, and its path as it was recorded."""
+
+    target: str
+    path: str
+
+
+class RemoveImages(Request, kw_only=True, frozen=True):
+    """The body of ``POST /v1/images/remove``: all of them go or none."""
+
+    images: Annotated[list[UnwantedImage], msgspec.Meta(min_length=1, max_length=PATHS_LIMIT)]
+
+    @classmethod
+    def example(cls) -> "RemoveImages":
+        """Return an example for documentation and tests."""
+        return cls(images=[UnwantedImage(target="vda", path="/var/lib/libvirt/images/win11.qcow2")])
+
+
+class RemovedImages(Answer, kw_only=True, frozen=True):
+    """The files that were removed. What was asked for and is not here was gone already."""
+
+    removed: list[str]
+
+    @classmethod
+    def example(cls) -> "RemovedImages":
+        """Return an example for documentation and tests."""
+        return cls(removed=[one.path for one in RemoveImages.example().images])
+
+
 class RemoveLeftovers(Request, kw_only=True, frozen=True):
     """The body of ``POST /v1/leftovers/remove``: staged files to remove. Images are never removed this way."""
 

@@ -6,6 +6,7 @@ from uuid import UUID
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from agent.web import dry_run
 from agent.web.call import IDENTITY
 from agent.web.errors import Error
 from agent.web.log import kv
@@ -15,7 +16,6 @@ from controller.store import audit
 
 log = logging.getLogger("coldframe.audit")
 
-_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OPERATIONS = "/v1/operations/"
 
 
@@ -23,13 +23,19 @@ def auditing(db: Database) -> Middleware:
     """Write a line before the call is worked on, and how it ended after: nothing changes without a line.
 
     A call that the database cannot note down is refused before it begins. Who has no credential never gets here,
-    and is in the access log. The query is not written: it is not needed to know what was done.
+    and is in the access log; so is a dry run, which changes nothing. The query is not written: it is not needed to know
+    what was done.
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         identity = request.get(IDENTITY)
-        if request.method not in _CHANGING or identity is None or request.match_info.http_exception is not None:
+        if (
+            request.method not in dry_run.CHANGING
+            or dry_run.is_wanted(request)
+            or identity is None
+            or request.match_info.http_exception is not None
+        ):
             return await handler(request)
         seq = await db.run(
             audit.begin,

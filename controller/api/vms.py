@@ -2,7 +2,9 @@
 
 from functools import partial
 from typing import Any
+from uuid import UUID
 
+import msgspec
 from aiohttp import web
 
 from agent.web import etag
@@ -10,7 +12,7 @@ from agent.web.call import Call
 from agent.web.errors import PreconditionFailed
 from agent.web.paging import PageQuery, page_of
 from agent.web.routes import BYTES, Header, Route, route
-from agent.wire.base import Page
+from agent.wire.base import Page, Request
 from agent.wire.fleet import Vm, VmHostFile, VmVolume
 from agent.wire.host_file import HostFileType
 from agent.wire.vm import VmState
@@ -20,12 +22,16 @@ from controller.db import Database, read, write
 from controller.errors import (
     ContentCorrupt,
     ContentMissing,
+    DisksNotRemoved,
     HostFileNotHeld,
     SnapshotProtected,
     VmAmbiguous,
     VmBusy,
+    VmDefined,
     VmNotFound,
 )
+from controller.forgetting import remove_disks
+from controller.hosts import Hosts
 from controller.store import host_files, vms, volumes
 
 ETAG = Header("ETag", "SHA-256 of the bytes, in quotes", required=True)
@@ -41,11 +47,18 @@ class VmQuery(PageQuery, kw_only=True, frozen=True):
     name: str | None = None
 
 
+class ForgetQuery(Request, kw_only=True, frozen=True):
+    """What goes with the records. ``disks``: the VM's image files on its host, too."""
+
+    disks: bool = False
+
+
 class VmRoutes:
     """VMs by UUID, or by a name that only one has."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, hosts: Hosts) -> None:
         self._db = db
+        self._hosts = hosts
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -59,7 +72,7 @@ class VmRoutes:
                 self.forget,
                 role="operator",
                 headers=(IF_MATCH,),
-                errors=(*_FINDING, VmBusy, SnapshotProtected, PreconditionFailed),
+                errors=(*_FINDING, VmBusy, VmDefined, SnapshotProtected, DisksNotRemoved, PreconditionFailed),
             ),
             route("GET", f"{one}/volumes", self.volumes, errors=_FINDING),
             route("GET", f"{one}/host-files", self.host_files, errors=_FINDING),
@@ -92,13 +105,19 @@ class VmRoutes:
         """Show one VM."""
         return await self._db.run(_find, vm)
 
-    async def forget(self, call: Call, vm: str) -> Vm:
+    async def forget(self, call: Call, vm: str, query: ForgetQuery) -> Vm:
         """Forget a VM, and answer with it as it was: its records, host files, snapshots and their backup files go.
 
         Nothing on a host changes: disks and frozen files are left. A VM that a host still defines is shown again,
         without its history, when that host is looked at next. One with a protected snapshot is refused.
+
+        With `disks`, the image files of a VM that no host defines any more are removed first: its last top files, its
+        snapshots' frozen files and those kept for others. One that anybody else needs is named, and then all stay.
         """
-        return await self._db.run(_forget, call, vm)
+        if query.disks:
+            uuid = await self._db.run(_require_forgettable, call, vm)
+            await remove_disks(self._db, self._hosts, uuid)
+        return await self._db.run(_forget, call, vm, query.disks)
 
     async def volumes(self, call: Call, vm: str, query: PageQuery) -> Page[VmVolume]:
         """List a VM's volumes with the chain of each: files, sizes and whose frozen file each is."""
@@ -133,10 +152,17 @@ def _content(text: str, type_: HostFileType) -> tuple[Any, bytes]:
         return host_files.data(vms.resolve(text), type_)
 
 
-def _forget(call: Call, text: str) -> Vm:
+def _require_forgettable(call: Call, text: str) -> UUID:
+    with read():
+        uuid = vms.resolve(text)
+        call.require_match(f"VM {text}", etag.of(msgspec.json.encode(vms.get(uuid))))
+        return vms.require_forgettable(uuid).uuid
+
+
+def _forget(call: Call, text: str, disks_gone: bool) -> Vm:
     with write():
         uuid = vms.resolve(text)
-        return change(call, f"VM {text}", partial(vms.get, uuid), partial(vms.forget, uuid))
+        return change(call, f"VM {text}", partial(vms.get, uuid), partial(vms.forget, uuid, disks_gone=disks_gone))
 
 
 def _volumes(text: str) -> list[VmVolume]:

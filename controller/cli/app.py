@@ -13,9 +13,22 @@ from typer.exceptions import Abort, TyperException
 
 from agent.web.errors import InternalError
 from agent.wire.problem import Problem
-from controller.cli import backup, doctor, events, host, operation, snapshot, snapshot_edit, snapshot_verify, token, vm
+from controller.cli import (
+    backup,
+    doctor,
+    events,
+    host,
+    operation,
+    retention,
+    snapshot,
+    snapshot_edit,
+    snapshot_verify,
+    token,
+    vm,
+)
 from controller.cli.errors import FAILED, INTERRUPTED, USAGE
 from controller.cli.session import (
+    DryRunOption,
     JsonOption,
     Options,
     TokenFileOption,
@@ -28,7 +41,7 @@ from controller.cli.session import (
 NAME = "coldframe"
 
 app = typer.Typer(name=NAME, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-for module in (host, vm, snapshot, backup, operation, token):
+for module in (host, vm, snapshot, retention, backup, operation, token):
     app.add_typer(module.app, name=module.__name__.rpartition(".")[2])
 for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect):
     command(snapshot.app, more.__name__)(more)
@@ -51,6 +64,7 @@ def common(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
     no_wait: UnusedNoWaitOption = False,
+    dry_run: DryRunOption = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -59,7 +73,7 @@ def common(
 
     Exit status: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable.
     """
-    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait)
+    context.obj = Options(url, Path(token_file) if token_file else None, as_json, no_wait, dry_run)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from yarl import URL
 from agent.web.auth import Secret
 from agent.wire.base import Page
 from agent.wire.operation import Operation
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.problem import Problem
 from controller.cli.errors import Answered, BytesDiffer, ControllerUnreachable, FileRefused, NotAController
 
@@ -33,11 +34,23 @@ def path(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-class Client:
-    """One connection to a controller. Errors are ControllerUnreachable, NotAController and Answered."""
+class PlanMade(Exception):
+    """What a dry run came to: a command ends with its plan, whatever it would have done next."""
 
-    def __init__(self, url: str, token: Secret | None) -> None:
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+class Client:
+    """One connection to a controller. Errors are ControllerUnreachable, NotAController and Answered.
+
+    With ``dry_run`` the first call that would change anything, here or there, ends in PlanMade instead.
+    """
+
+    def __init__(self, url: str, token: Secret | None, *, dry_run: bool = False) -> None:
         self.url = url.rstrip("/")
+        self._dry_run = dry_run
         self._headers = {"Authorization": f"Bearer {token.reveal()}"} if token else {}
         self._runner = asyncio.Runner()
         self._session: aiohttp.ClientSession | None = None
@@ -81,6 +94,10 @@ class Client:
             return self._decode(where, Operation, data)
         return self._decode(where, kind, data)
 
+    def put(self, where: str, kind: type[T], body: Any) -> T:
+        """Set a resource as a whole."""
+        return self._decode(where, kind, self._runner.run(self._call("PUT", where, body=body))[1])
+
     def act(self, method: str, where: str) -> Operation | None:
         """Make a changing call that returns nothing of use unless it is accepted as an Operation."""
         status, data = self._runner.run(self._call(method, where))
@@ -88,6 +105,9 @@ class Client:
 
     def download(self, where: str, target: Path, sha256: str) -> None:
         """Write a resource's bytes to a file, all or nothing. Raises BytesDiffer and FileRefused."""
+        if self._dry_run:
+            step = PlannedStep(action="write-file", name="write the bytes to a file here", path=str(target.absolute()))
+            raise PlanMade(planned("download", [step], []))
         try:
             descriptor, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name[:100]}.")
         except OSError as err:
@@ -149,12 +169,16 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> tuple[int, bytes, str | None]:
         """Return the answer's status, body and ETag."""
+        plans = self._dry_run and method != "GET"
+        query = {**(query or {}), **({"dry_run": "true"} if plans else {})}
         data = None if body is None else msgspec.json.encode(body)
         extra = {"Content-Type": "application/json"} if data is not None else {}
         try:
             async with self._request(method, where, query, data, {**extra, **(headers or {})}) as answer:
                 content = await answer.read()
                 self._check(answer, content)
+                if plans:
+                    raise PlanMade(self._decode(where, Plan, content))
                 return answer.status, content, answer.headers.get("ETag")
         except (aiohttp.ClientError, TimeoutError, ValueError) as err:
             raise ControllerUnreachable(url=self.url, reason=_reason(err)) from err

@@ -16,9 +16,11 @@ from rich.console import Console
 
 from agent.web.auth import read_secret_file
 from agent.web.errors import Error
+from agent.wire.plan import Plan
 from agent.wire.problem import Problem
-from controller.cli.client import Client
-from controller.cli.errors import exit_status
+from controller.cli.client import Client, PlanMade
+from controller.cli.errors import SUCCESS, exit_status
+from controller.cli.plan import print_plan
 
 DEFAULT_URL = "http://127.0.0.1:7700"
 
@@ -34,6 +36,8 @@ NoWaitOption = Annotated[bool, typer.Option("--no-wait", help="Print the operati
 #: Where nothing is waited for it is accepted and has no effect, so that a script may give it to every command.
 UnusedNoWaitOption = Annotated[bool, typer.Option("--no-wait", hidden=True)]
 
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and refused; change nothing.")]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,6 +47,7 @@ class Options:
     token_file: Path | None = None
     as_json: bool = False
     no_wait: bool = False
+    dry_run: bool = False
 
     def over(self, earlier: "Options") -> "Options":
         """Return these options, with those that are not given taken from ``earlier``."""
@@ -83,7 +88,8 @@ class Session:
         if self._client is None:
             url = self.options.url or os.environ.get("COLDFRAME_URL") or DEFAULT_URL
             token_file = self._token_file()
-            self._client = Client(url, read_secret_file(token_file) if token_file else None)
+            secret = read_secret_file(token_file) if token_file else None
+            self._client = Client(url, secret, dry_run=self.options.dry_run)
         return self._client
 
     def _token_file(self) -> Path | None:
@@ -96,6 +102,11 @@ class Session:
             print_json(document)
         else:
             human()
+
+    def show_plan(self, plan: Plan) -> int:
+        """Print a plan and return the exit status that the call itself would come to."""
+        self.show(plan, lambda: print_plan(self.out, plan))
+        return exit_status(plan.refusals[0]) if plan.refusals else SUCCESS
 
     def fail(self, problem: Problem) -> int:
         """Tell the failure and return the exit status for it."""
@@ -135,12 +146,16 @@ def command(
             common_token_file: Path | None,
             common_json: bool,
             common_no_wait: bool,
+            common_dry_run: bool,
             **arguments: Any,
         ) -> None:
-            options = Options(common_url, common_token_file, common_json, common_no_wait).over(context.obj)
+            given = Options(common_url, common_token_file, common_json, common_no_wait, common_dry_run)
+            options = given.over(context.obj)
             with Session(options) as session:
                 try:
                     function(session, **arguments)
+                except PlanMade as made:
+                    raise typer.Exit(session.show_plan(made.plan)) from made
                 except Error as err:
                     raise typer.Exit(session.fail(err.problem())) from err
 
@@ -164,6 +179,7 @@ def _signature(function: Callable[..., None], *, waits: bool) -> inspect.Signatu
         inspect.Parameter(
             "common_no_wait", keyword, default=False, annotation=NoWaitOption if waits else UnusedNoWaitOption
         ),
+        inspect.Parameter("common_dry_run", keyword, default=False, annotation=DryRunOption),
     ]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     return inspect.Signature([context, *(one.replace(kind=keyword) for one in own), *common])

@@ -126,11 +126,16 @@ def _tell_synced(session: Session, vm: str, ended: Operation) -> None:
 
 
 @command(app, "forget")
-def forget(session: Session, vm: VmArgument) -> None:
-    """Forget a VM: its records, its snapshots' records and all backup files go. Disks and frozen files stay."""
+def forget(
+    session: Session,
+    vm: VmArgument,
+    disks: Annotated[bool, typer.Option("--disks", help="Remove its image files too, once it is undefined.")] = False,
+) -> None:
+    """Forget a VM: its records, its snapshots' records and all backup files go. Its disks stay unless asked for."""
     found = session.client.get(path("vms", vm), Vm)
-    session.client.act("DELETE", path("vms", str(found.uuid)))
-    session.show(found, lambda: session.out.print(f"VM {printable(found.name)} is forgotten; its disks were left"))
+    session.client.act("DELETE", path("vms", str(found.uuid)) + ("?disks=true" if disks else ""))
+    became = "removed" if disks else "left"
+    session.show(found, lambda: session.out.print(f"VM {printable(found.name)} is forgotten; its disks were {became}"))
 
 
 def _print(session: Session, vm: Vm) -> None:

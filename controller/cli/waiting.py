@@ -125,7 +125,21 @@ def settle(session: Session, answer: T | Operation, then: Callable[[Operation], 
     if ended.is_parked:
         session.show(ended, lambda: _tell_parked(session, ended))
     else:
+        _see_through(session, ended)
         then(ended)
+
+
+def _see_through(session: Session, ended: Operation) -> None:
+    """Wait for the deletions that an operation has asked for: while one works the VM cannot be started.
+
+    What becomes of them does not change how the command ends; they are told on standard error.
+    """
+    for uuid in ended.result.get("deletions", []):
+        try:
+            one = session.client.get(path("operations", str(uuid)), Operation)
+            wait(session, one, parked=True)
+        except (Answered, ControllerUnreachable) as err:
+            session.err.print(f"The deletion that came with it, operation {uuid}, did not succeed: {err}")
 
 
 def _tell_parked(session: Session, operation: Operation) -> None:

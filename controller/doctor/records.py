@@ -6,7 +6,7 @@ from typing import Any
 from agent.wire.finding import Finding
 from agent.wire.fleet import Vm
 from controller.db import read
-from controller.store import invariants
+from controller.store import expiry, invariants
 from controller.store.survey import Records
 
 _REASONS = {"creating": "taken", "reverting": "reverted to", "deleting": "deleted"}
@@ -16,7 +16,7 @@ def judge(records: Records) -> list[Finding]:
     """Return what contradicts itself, is held up, or waits to be seen to."""
     reachable = {host.name for host in records.hosts if host.reachable}
     with read():
-        found = list(_orphans())
+        found = [*_orphans(), *_idle_bases(), *_failing()]
     found += _snapshots(records, reachable)
     for vm in sorted(records.vms.values(), key=lambda one: (one.name, one.uuid)):
         found += _vm(records, vm, reachable)
@@ -36,6 +36,28 @@ def _orphans() -> Iterator[Finding]:
             what=f"in the database {sentence}",
             repair=repair,
             safe=ownerless,
+        )
+
+
+def _idle_bases() -> Iterator[Finding]:
+    for row in invariants.idle_bases():
+        what = f"{row.path} was kept for what stood on it, and nothing does any more"
+        repair = "Nothing needs to be done: the next deletion or revert of its VM removes it"
+        yield Finding(
+            code="idle-base", severity="info", what=what, repair=repair, vm=row.vm_id, host=row.host, path=row.path
+        )
+
+
+def _failing() -> Iterator[Finding]:
+    for one in expiry.failing():
+        told = f"snapshot {one.snapshot.name} of VM {one.snapshot.vm_name}"
+        yield Finding(
+            code="retention-failing",
+            severity="warning",
+            what=f"retention could not delete {told}, {one.tries} time(s): {one.reason}",
+            repair=f"Mend what the reason names; it is tried again after {one.next_at:%Y-%m-%d %H:%M} UTC",
+            vm=one.snapshot.vm,
+            snapshot=one.snapshot.uuid,
         )
 
 

@@ -5,15 +5,16 @@
     Error
     ├── NotFound                     404
     │   ├── HostNotFound  VmNotFound  SnapshotNotFound  BackupFileNotFound  HostFileNotHeld
-    │   ├── OperationNotFound  TokenNotFound
+    │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  ClonesFailed
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined
+    │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
     │   ├── OperationNotCancellable  OperationCancelled  IdempotencyConflict
-    │   └── TokenExists
+    │   └── TokenExists  RetentionDisabled
     ├── HostUnreachable              502
     │   ├── HostTimeout              504
     │   └── OutcomeUnknown           504  commit was sent and the host does not say how it ended
@@ -24,6 +25,9 @@
     ├── HostFilesMissing             409  some of a VM's host files cannot be had
     ├── DisksNotDeleted              500  some disks of a snapshot could not be merged away
     ├── NameInvalid                  422
+    ├── SnapshotArchiveRefused       422  what was sent is not a whole and sound archive
+    ├── ArchiveSourceChanged         502  a host sent other bytes for an archive than it announced
+    ├── TransferBroken               408  the caller's end of an archive's stream went away
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
     └── DatabaseFailed               503  it refused to read or write
@@ -32,10 +36,16 @@
 """
 
 from agent.web.errors import Error
+from controller.errors.archive import (
+    ArchiveSourceChanged,
+    SnapshotArchiveRefused,
+    TransferBroken,
+)
 from controller.errors.conflict import (
     BackupFileOwned,
     ClonesFailed,
     Conflict,
+    DisksNotRemoved,
     FrozenFileHeld,
     HostBusy,
     HostExists,
@@ -46,6 +56,7 @@ from controller.errors.conflict import (
     OperationCancelled,
     OperationNotCancellable,
     OwnerReserved,
+    RetentionDisabled,
     SnapshotBusy,
     SnapshotExists,
     SnapshotPartlyDeleted,
@@ -54,6 +65,7 @@ from controller.errors.conflict import (
     VmAmbiguous,
     VmBusy,
     VmConflict,
+    VmDefined,
     VmExists,
     VmMayRun,
     VmNowhere,
@@ -76,6 +88,7 @@ from controller.errors.missing import (
     HostNotFound,
     NotFound,
     OperationNotFound,
+    RetentionPolicyNotFound,
     SnapshotNotFound,
     TokenNotFound,
     VmNotFound,
@@ -91,6 +104,7 @@ from controller.errors.own import (
 
 __all__ = [
     "AgentRefusedToken",
+    "ArchiveSourceChanged",
     "BackupFileNotFound",
     "BackupFileOwned",
     "CaptureCorrupt",
@@ -102,6 +116,7 @@ __all__ = [
     "DatabaseTooNew",
     "DatabaseUnusable",
     "DisksNotDeleted",
+    "DisksNotRemoved",
     "Error",
     "FrozenFileHeld",
     "HostBusy",
@@ -124,6 +139,9 @@ __all__ = [
     "OperationNotFound",
     "OutcomeUnknown",
     "OwnerReserved",
+    "RetentionDisabled",
+    "RetentionPolicyNotFound",
+    "SnapshotArchiveRefused",
     "SnapshotBusy",
     "SnapshotExists",
     "SnapshotNotFound",
@@ -132,9 +150,11 @@ __all__ = [
     "TokenExists",
     "TokenNotFound",
     "TransactionAborted",
+    "TransferBroken",
     "VmAmbiguous",
     "VmBusy",
     "VmConflict",
+    "VmDefined",
     "VmExists",
     "VmMayRun",
     "VmNotFound",

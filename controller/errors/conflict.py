@@ -97,6 +97,22 @@ class VmBusy(Conflict):
     message = "VM {vm} has {count} operation(s) that have not ended; nothing was changed. Wait for them or cancel them"
 
 
+class VmDefined(Conflict):
+    """The disks of a VM that a host defines are not removed."""
+
+    code = "vm-defined"
+    message = (
+        "Host {host} defines VM {vm}; nothing was changed. Its disks are removed once it is undefined: virsh undefine "
+        "--nvram {vm}"
+    )
+
+
+class DisksNotRemoved(Conflict):
+    """The disks of a VM that was to be forgotten were not removed. ``host_code`` is the host's own code."""
+
+    code, message = "disks-not-removed", "The disks of VM {vm} were not removed: {reason}. Its records are as they were"
+
+
 class VmExists(Conflict):
     """The UUID given for a clone belongs to another VM."""
 
@@ -194,3 +210,9 @@ class TokenExists(Conflict):
         "token-exists",
         "A token named {name} is in force; nothing was changed. Revoke it or choose another name",
     )
+
+
+class RetentionDisabled(Conflict):
+    """The retention policy is not in force."""
+
+    code, message = "retention-disabled", "Retention policy {name} is disabled; nothing was changed. Enable it first"

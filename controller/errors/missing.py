@@ -52,6 +52,12 @@ class TokenNotFound(NotFound):
     code, message = "token-not-found", "No token {token} is in force; see: coldframe token list"
 
 
+class RetentionPolicyNotFound(NotFound):
+    """No retention policy has this name."""
+
+    code, message = "retention-policy-not-found", "No retention policy {name} exists; see: coldframe retention list"
+
+
 class ContentMissing(NotFound):
     """A record names bytes that the database does not hold."""
 

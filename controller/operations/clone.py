@@ -9,10 +9,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from agent.web.errors import Error
 from agent.wire.base import Request, utc_now
 from agent.wire.clone import CloneMode, TpmChoice
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan, PlannedStep, planned
+from agent.wire.problem import Problem
 from agent.wire.transaction import CloneRequest, FrozenVolume, HostFileRef, Transaction
 from agent.wire.vm import HostVm
 from controller.errors import ClonesFailed, OperationCancelled, OutcomeUnknown, SnapshotBusy, SnapshotPartlyDeleted
@@ -79,13 +83,43 @@ async def run_of_vm(job: Job) -> dict[str, Any]:
     return await make(job, Wanted(snapshot=snapshot, targets=wanted.targets, mode=wanted.mode, tpm=wanted.tpm))
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: each clone as its host would make it, and those that are there already as notes."""
+    wanted = job.wanted(Wanted)
+    group = await job.db.run(_cloneable, wanted.snapshot)
+    steps: list[PlannedStep] = []
+    refusals: list[Problem] = []
+    notes: list[str] = []
+    bytes_to_move = 0
+    for target in wanted.targets:
+        known = await job.db.run(clones.made_before, wanted.snapshot, target.name, wanted.mode, wanted.tpm, target.uuid)
+        if known is not None:
+            notes.append(f"{target.name} was made so already and is told again")
+            continue
+        request = build_request(job, wanted, group, target, target.uuid or job.id_for(f"vm {target.name}"))
+        told = await transaction.plan(job, _transaction(job, target), request)
+        steps += [*told.steps, *([] if told.refusals else [PlannedStep(action="add", name=f"add VM {target.name}")])]
+        refusals += told.refusals
+        notes += told.notes
+        bytes_to_move += told.bytes_to_move
+    return planned(job.row.operation.kind, steps, refusals, notes=notes, bytes_to_move=bytes_to_move)
+
+
+async def plan_of_vm(job: Job) -> Plan:
+    """Plan it: the snapshot that is taken first. Its files are not there yet, so the clones are only named."""
+    wanted = job.wanted(WantedOfVm)
+    names = [one.name for one in wanted.targets]
+    known = await job.db.run(clones.made_of_vm, job.vm, names, wanted.mode, wanted.tpm)
+    if known is not None:
+        return planned(job.row.operation.kind, [], [], notes=["all were made so already and are told again"])
+    told = await snapshot_create.foresee(job, snapshot_create.Wanted())
+    made = [PlannedStep(action="clone", name=f"clone {name} of that snapshot") for name in names]
+    return msgspec.structs.replace(told, steps=[*told.steps, *made])
+
+
 async def make(job: Job, wanted: Wanted) -> dict[str, Any]:
     """Make the clones of a job that has settled what was left open."""
-    group = await job.db.run(snapshots.group, wanted.snapshot)
-    if group.snapshot.state != "ready":
-        raise SnapshotBusy(snapshot=wanted.snapshot, state=group.snapshot.state)
-    if gone := [volume.target for volume in group.volumes if volume.merged]:
-        raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
+    group = await job.db.run(_cloneable, wanted.snapshot)
     made: list[dict[str, Any]] = []
     failed: list[tuple[Target, Error]] = []
     remarks: list[str] = []
@@ -103,6 +137,16 @@ async def make(job: Job, wanted: Wanted) -> dict[str, Any]:
     if failed:
         raise _failure(wanted, made, failed)
     return _told(wanted, made, remarks)
+
+
+def _cloneable(snapshot: UUID) -> Group:
+    """Return a snapshot that clones can be made of. Raises SnapshotNotFound, SnapshotBusy, SnapshotPartlyDeleted."""
+    group = snapshots.group(snapshot)
+    if group.snapshot.state != "ready":
+        raise SnapshotBusy(snapshot=snapshot, state=group.snapshot.state)
+    if gone := [volume.target for volume in group.volumes if volume.merged]:
+        raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=snapshot)
+    return group
 
 
 def _told(wanted: Wanted, made: list[dict[str, Any]], remarks: list[str]) -> dict[str, Any]:
@@ -144,7 +188,7 @@ async def _one(job: Job, wanted: Wanted, group: Group, target: Target, remarks: 
         known = await job.db.run(same)
         if known is not None:
             return known
-    job.on_failure(key, partial(job.db.run, clones.undone, vm, key))
+    job.on_failure(key, partial(job.owned, clones.undone, vm, key))
     await job.step(f"clone {target.name}")
     request = build_request(job, wanted, group, target, vm)
     view = await transaction.prepare(job, key, request)

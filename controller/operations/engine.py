@@ -8,7 +8,6 @@ started by mistake, leaves it alone, and takes it over when the lease has run ou
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
+from controller import owners
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
@@ -64,7 +64,7 @@ class Engine:
         self.hosts = hosts
         self.kinds = kinds
         self.limits = limits or Limits()
-        self.owner = secrets.token_hex(8)
+        self.owner = owners.new()
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -93,7 +93,7 @@ class Engine:
         """
         if kind not in self.kinds:
             raise KeyError(kind)
-        operation = await self.db.run(_queue, kind, msgspec.to_builtins(request), place, key)
+        operation = await self.db.run(queue, kind, msgspec.to_builtins(request), place, key)
         self._nudge.set()
         return operation
 
@@ -124,14 +124,19 @@ class Engine:
 
         Raises OperationNotFound, OperationNotCancellable.
         """
+        self.require_cancellable(uuid)
         held = self._jobs.get(uuid)
         if held is not None:
-            if held[0].sealed and not held[0].stoppable:
-                raise OperationNotCancellable(operation=uuid, state="being committed")
             held[0].cancelled = True
         operation = await self.db.run(operations.cancel, uuid)
         self._nudge.set()
         return operation
+
+    def require_cancellable(self, uuid: UUID) -> None:
+        """Raise OperationNotCancellable for a job whose commit may have been sent and that cannot be stopped."""
+        held = self._jobs.get(uuid)
+        if held is not None and held[0].sealed and not held[0].stoppable:
+            raise OperationNotCancellable(operation=uuid, state="being committed")
 
     async def _serve(self) -> None:
         """Take over what other engines left, start what may run, keep the lease; again at every nudge."""
@@ -148,9 +153,14 @@ class Engine:
         lease_s = self.limits.owner_lease_s
         await self.db.run(operations.renew, self.owner, lease_s)
         await self._drop_lost()
-        for left in await self.db.run(operations.unfinished, self.owner):
-            if await self.db.run(operations.claim, left.operation.uuid, self.owner, lease_s):
-                self._start(await self.db.run(operations.job, left.operation.uuid))
+        for left in await self.db.run(operations.unfinished):
+            uuid = left.operation.uuid
+            if uuid in self._jobs:
+                continue
+            # Ours and not begun: the database took the claim and then failed to say so.
+            dead = left.owner not in {None, self.owner} and await asyncio.to_thread(owners.is_dead, str(left.owner))
+            if await self.db.run(operations.claim, uuid, self.owner, lease_s, take_over=dead):
+                self._start(await self.db.run(operations.job, uuid))
         while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
             self._start(row)
 
@@ -166,7 +176,7 @@ class Engine:
         uuid = row.operation.uuid
         if uuid in self._jobs:
             return
-        job = Job(row, self.db, self.hosts, self.limits.patience)
+        job = Job(row, self.db, self.hosts, self.limits.patience, nudge=self.nudge)
         task = asyncio.create_task(self._run(job), name=f"operation {uuid}")
         self._jobs[uuid] = (job, task)
         task.add_done_callback(lambda _: self._ended(uuid))
@@ -180,6 +190,9 @@ class Engine:
         WORK_ID.set(str(job.uuid))
         ended = await self._carry_out(job)
         while (failure := await outcome(self._record(job, ended))) is not None:
+            if isinstance(failure, operations.Lost):
+                log.error(kv("operation-lost", operation=job.uuid, reason=failure))
+                return
             # The caller still waits and the row still says "running": the database must take the end, sooner or later.
             log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
             await asyncio.sleep(self.limits.record_retry_s)
@@ -190,6 +203,8 @@ class Engine:
             ended = await outcome(self.kinds[job.row.operation.kind](job))
             if not isinstance(ended, Exception):
                 return ended
+            if isinstance(ended, operations.Lost):
+                return ended
             if isinstance(ended, Parked):
                 await self._take_back(job)
                 return ended
@@ -199,13 +214,17 @@ class Engine:
                 await outcome(job.again())
                 continue
             await self._take_back(job)
-            return self._unless_concluded(job, ended)
+            return await self._unless_concluded(job, ended)
         raise AssertionError("the last run has returned")
 
     @staticmethod
-    def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
-        """Return the result of a job that failed only in what comes after its purpose was fulfilled."""
-        result = job.recalled(CONCLUDED, dict[str, Any])
+    async def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:
+        """Return the result of a job that failed only in what comes after its purpose was fulfilled.
+
+        The row decides: a database that failed to say that it has committed may have done so.
+        """
+        row = await outcome(job.db.run(operations.job, job.uuid))
+        result = (job.memo if isinstance(row, Exception) else row.memo).get(CONCLUDED)
         if result is None:
             return failure
         log.error(kv("failed-after-conclusion", operation=job.uuid), exc_info=failure)
@@ -233,20 +252,23 @@ class Engine:
 
     async def _record(self, job: Job, ended: dict[str, Any] | Exception) -> None:
         state: OperationState = "succeeded"
+        if isinstance(ended, operations.Lost):
+            raise ended
         if isinstance(ended, Parked):
-            await self.db.run(operations.park, job.uuid, self.limits.parked_s)
+            await job.owned(operations.park, job.uuid, self.limits.parked_s)
             log.info(kv("operation-parked", operation=job.uuid, vm=job.row.operation.vm))
         elif isinstance(ended, Exception):
             state = "cancelled" if isinstance(ended, OperationCancelled) else "failed"
             error = self.problem_of(job, ended)
-            await self.db.run(operations.finish, job.uuid, state, error=error)
+            await job.owned(operations.finish, job.uuid, state, error=error)
             log.warning(kv("operation-ended", operation=job.uuid, state=state, code=error.code, detail=error.detail))
         else:
-            await self.db.run(operations.finish, job.uuid, state, result=ended)
+            await job.owned(operations.finish, job.uuid, state, result=ended)
             log.info(kv("operation-ended", operation=job.uuid, state=state))
 
 
-def _queue(kind: str, request: Any, place: Place, key: str | None) -> Operation:
+def queue(kind: str, request: Any, place: Place, key: str | None, uuid: UUID | None = None) -> Operation:
+    """Check and queue in one transaction. Raises what ``place`` raises, and IdempotencyConflict."""
     with write():
         try:
             vm, host = place()
@@ -256,7 +278,7 @@ def _queue(kind: str, request: Any, place: Place, key: str | None) -> Operation:
             if known is None:
                 raise
             vm, host = known.vm, known.host
-        return operations.enqueue(kind, vm, host, request, key=key)
+        return operations.enqueue(kind, vm, host, request, key=key, uuid=uuid)
 
 
 async def outcome(work: Awaitable[T]) -> T | Exception:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid5
 
@@ -68,11 +69,19 @@ class Job:
     cancelled: bool = False
     #: Another host than the operation's own, for a view of the job that ``at`` gave.
     elsewhere: str | None = None
+    #: Wakes the engine for operations that this one has queued.
+    nudge: Callable[[], None] = lambda: None
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
     stoppable: bool = False
 
     def __post_init__(self) -> None:
+        self._owner = self.row.owner
         self._begin()
+
+    async def owned(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do on the database's thread what only the engine that has the operation may do. Raises operations.Lost."""
+        fenced = partial(operations.as_owner, self.uuid, self._owner, act)
+        return await self.db.run(update_wrapper(fenced, act), *args, **kwargs)  # its commits keep the name of the act
 
     async def again(self) -> None:
         """Begin anew from what the row says, as after a restart."""
@@ -171,14 +180,20 @@ class Job:
         """Announce that commit is sent next: from here on the job cannot be cancelled, and is not undone unless
         the host says that it did not commit.
 
-        The memory is set before the row, so that a cancel which comes in between is refused.
+        The memory is set before the row, so that a cancel which comes in between is refused. Raises operations.Lost:
+        whoever took the operation over has read that no commit was sent, and must stay right.
         """
         if transaction in self._sealed:
             return
         if self.cancelled and not self.sealed:
             raise OperationCancelled(operation=self.uuid)
         self._sealed.add(transaction)
-        await self.db.run(operations.progress, self.uuid, step="commit", memo={f"{_SEALED}{transaction}": True})
+        memo = {f"{_SEALED}{transaction}": True}
+        try:
+            await self.owned(operations.progress, self.uuid, step="commit", memo=memo)
+        except operations.Lost:
+            self._sealed.discard(transaction)
+            raise
 
     def refuted(self, transaction: UUID) -> None:
         """Note that the host said that it did not commit."""

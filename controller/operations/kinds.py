@@ -1,13 +1,15 @@
-"""The kinds of operation by the name that the API shows."""
+"""The kinds of operation by the name that the API shows: what runs each, and what plans it for a dry run."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
+from agent.wire.plan import Plan
 from controller.operations import (
     backup_host_files,
     clone,
     place,
     repair,
     restore_host_files,
+    retention_apply,
     revert,
     snapshot_create,
     snapshot_delete,
@@ -17,6 +19,7 @@ from controller.operations import (
     verify_all,
 )
 from controller.operations.engine import Run
+from controller.operations.job import Job
 
 KINDS: Mapping[str, Run] = {
     "snapshot-create": snapshot_create.run,
@@ -28,8 +31,27 @@ KINDS: Mapping[str, Run] = {
     "snapshot-verify": verify.run,
     "fleet-verify": verify_all.run,
     "fleet-repair": repair.run,
+    "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
     "vm-place": place.run,
     "vm-restore-host-files": restore_host_files.run,
+}
+
+#: Each works as far as nothing is changed on a host; what it does to the records is taken back.
+PLANS: Mapping[str, Callable[[Job], Awaitable[Plan]]] = {
+    "snapshot-create": snapshot_create.plan,
+    "snapshot-revert": revert.plan,
+    "snapshot-delete": snapshot_delete.plan,
+    "snapshot-clone": clone.plan,
+    "snapshot-ungroup": ungroup.plan,
+    "vm-clone": clone.plan_of_vm,
+    "snapshot-verify": verify.plan,
+    "retention-apply": retention_apply.plan,
+    "vm-place": place.plan,
+    "vm-restore-host-files": restore_host_files.plan,
+    "fleet-verify": verify_all.plan,
+    "fleet-repair": repair.plan,
+    "vm-sync": sync.plan,
+    "vm-backup-host-files": backup_host_files.plan,
 }

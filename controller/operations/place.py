@@ -17,6 +17,7 @@ from agent.client import AgentProblem
 from agent.web.errors import Error
 from agent.wire.base import Request, utc_now
 from agent.wire.host_file import FORMATS, HostFileType
+from agent.wire.plan import Plan, planned
 from agent.wire.transaction import DepartRequest, FirmwareFile, FrozenVolume, HostFileRef, PlaceRequest, Transaction
 from agent.wire.vm import Disk, HostVm
 from controller.db import write
@@ -64,6 +65,52 @@ async def run(job: Job) -> dict[str, Any]:
     if result is None:
         result = await _place(job, job.wanted(Wanted))
     return {**result, "remarks": [*result["remarks"], *await sync.looked(job)]}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do that has the VM, and the one that is to have it."""
+    wanted, kind = job.wanted(Wanted), job.row.operation.kind
+    hosts = await job.db.run(vms.defined_on, job.vm)
+    others = [one for one in hosts if one != job.host]
+    found: list[Plan] = []
+    notes: list[str] = []
+    try:
+        for host in others:
+            leaving = DepartRequest(vm=job.vm)
+            found.append(await transaction.plan(job.at(host), job.id_for(f"take away from {host}"), leaving))
+    except (HostUnreachable, HostNotFound) as err:
+        notes.append(f"its definition stays there: {sync.reason_of(err)}")
+        found = []
+    if job.host not in hosts:
+        source = others[0] if others else None
+        if found and source is not None:
+            request = await _foreseen(job, source)
+        else:
+            load = await _from_copies(job, wanted, source, notes[0] if notes else "no host defines it")
+            request = _request(job, load)
+        found.insert(0, await transaction.plan(job, job.id_for(_PLACE), request))
+    steps = [step for one in found for step in one.steps]
+    refusals = [one for each in found for one in each.refusals]
+    return planned(kind, steps, refusals, vm=job.vm, host=job.host, notes=notes)
+
+
+async def _foreseen(job: Job, source: str) -> PlaceRequest:
+    """Say what would be brought, as the host shows it now."""
+    there = job.at(source)
+    facts = await transaction.reach(there, partial(there.client.vm, job.vm))
+    present = await transaction.reach(there, partial(there.client.host_files, job.vm))
+    refs = [
+        HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
+        for one in present.items
+    ]
+    return PlaceRequest(
+        vm=job.vm,
+        name=facts.name,
+        domain_xml=facts.domain_xml,
+        volumes=_volumes(facts.disks, compare=True),
+        host_files=refs,
+        blank=[one.type for one in present.missing] if job.wanted(Wanted).force else [],
+    )
 
 
 async def _place(job: Job, wanted: Wanted) -> dict[str, Any]:
@@ -148,19 +195,21 @@ def _require_fresh(
         raise VmMayRun(vm=facts.name, host=source, state=facts.state, reason=reason)
 
 
-async def _bring(job: Job, load: Load, held: AsyncExitStack) -> None:
-    """Write the host files on the new host and define the VM there."""
-    refs = {kind: contents.pack(data) for kind, data in load.data.items()}
-    volumes = [
-        FrozenVolume(target=one.target, path=one.path, fingerprint=one.chain[0].fingerprint if load.compare else "")
-        for one in load.disks
+def _volumes(disks: list[Disk], *, compare: bool) -> list[FrozenVolume]:
+    return [
+        FrozenVolume(target=one.target, path=one.path, fingerprint=one.chain[0].fingerprint if compare else "")
+        for one in disks
         if one.path is not None and one.chain
     ]
-    request = PlaceRequest(
+
+
+def _request(job: Job, load: Load) -> PlaceRequest:
+    refs = {kind: contents.pack(data) for kind, data in load.data.items()}
+    return PlaceRequest(
         vm=job.vm,
         name=load.name,
         domain_xml=load.domain_xml,
-        volumes=volumes,
+        volumes=_volumes(load.disks, compare=load.compare),
         firmware=load.firmware,
         host_files=[
             HostFileRef(type=kind, format=FORMATS[kind], size_bytes=one.size_bytes, sha256=one.sha256)
@@ -169,13 +218,18 @@ async def _bring(job: Job, load: Load, held: AsyncExitStack) -> None:
         blank=load.blank,
         lease_s=job.patience.lease_s,
     )
+
+
+async def _bring(job: Job, load: Load, held: AsyncExitStack) -> None:
+    """Write the host files on the new host and define the VM there."""
+    request = _request(job, load)
     await job.step("prepare")
     view = await transaction.prepare(job, job.id_for(_PLACE), request)
     await held.enter_async_context(transaction.leased(job, view.id))
     await job.step("upload host files", {"kept_here": view.kept, "as_of": load.as_of, "asked": load.view is not None})
-    for kind, one in refs.items():
-        if kind not in view.kept:
-            call = partial(job.client.upload, view.id, kind, load.data[kind], one.sha256)
+    for ref in request.host_files:
+        if ref.type not in view.kept:
+            call = partial(job.client.upload, view.id, ref.type, load.data[ref.type], ref.sha256)
             await transaction.reach(job, call)
     await transaction.commit(job, view)
 

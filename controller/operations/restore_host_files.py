@@ -11,6 +11,7 @@ from uuid import UUID
 from agent.web.errors import InvalidRequest
 from agent.wire.base import Request
 from agent.wire.host_file import FORMATS, HostFileType
+from agent.wire.plan import Plan, planned
 from agent.wire.transaction import HostFileRef, RestoreRequest, Transaction
 from controller.errors import HostFileNotHeld
 from controller.operations import leftovers, sync, transaction
@@ -40,21 +41,24 @@ async def run(job: Job) -> dict[str, Any]:
     return {**result, "remarks": await sync.looked(job)}
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: choose, and ask the host what it would put where."""
+    chosen = await _chosen(job, job.wanted(Wanted))
+    if not chosen:
+        return planned(job.row.operation.kind, [], [], notes=["the VM has all its host files"])
+    request = _request(job, await job.db.run(_bytes_of, chosen), chosen)
+    return await transaction.plan(job, job.id_for("transaction"), request)
+
+
 async def _restore(job: Job, wanted: Wanted) -> dict[str, Any]:
     await job.step("check")
     chosen = job.recalled(_CHOSEN, dict[HostFileType, str])
     if chosen is None:
-        facts = await sync.refresh(job)
-        present = await transaction.reach(job, partial(job.client.host_files, job.vm))
-        lost = [one.type for one in present.missing]
-        types = lost if wanted.types is None else wanted.types
-        if unknown := [one for one in types if one not in sync.expected_of(facts)]:
-            raise InvalidRequest(where="body.types", reason=f"the VM has no {' and no '.join(unknown)}")
-        chosen = await job.db.run(_of_arrival if wanted.arrived else _choose, job.vm, wanted, types)
+        chosen = await _chosen(job, wanted)
     result: dict[str, Any] = {"vm": str(job.vm), "restored": sorted(chosen), "sha256": chosen, "kept_as": None}
     if not chosen:
         return result
-    data = await job.db.run(lambda: {kind: contents.get(sha256) for kind, sha256 in chosen.items()})
+    data = await job.db.run(_bytes_of, chosen)
     await job.step("prepare", {_CHOSEN: chosen})
     view = await _prepare(job, data, chosen)
     async with transaction.leased(job, view.id):
@@ -71,15 +75,33 @@ async def _restore(job: Job, wanted: Wanted) -> dict[str, Any]:
     return result
 
 
-async def _prepare(job: Job, data: dict[HostFileType, bytes], chosen: dict[HostFileType, str]) -> Transaction:
+async def _chosen(job: Job, wanted: Wanted) -> dict[HostFileType, str]:
+    """Look at the host; return the hash of what is to be put in place for each type."""
+    facts = await sync.refresh(job)
+    present = await transaction.reach(job, partial(job.client.host_files, job.vm))
+    lost = [one.type for one in present.missing]
+    types = lost if wanted.types is None else wanted.types
+    if unknown := [one for one in types if one not in sync.expected_of(facts)]:
+        raise InvalidRequest(where="body.types", reason=f"the VM has no {' and no '.join(unknown)}")
+    return await job.db.run(_of_arrival if wanted.arrived else _choose, job.vm, wanted, types)
+
+
+def _bytes_of(chosen: dict[HostFileType, str]) -> dict[HostFileType, bytes]:
+    return {kind: contents.get(sha256) for kind, sha256 in chosen.items()}
+
+
+def _request(job: Job, data: dict[HostFileType, bytes], chosen: dict[HostFileType, str]) -> RestoreRequest:
     refs = [
         HostFileRef(type=kind, format=FORMATS[kind], size_bytes=len(content), sha256=chosen[kind])
         for kind, content in sorted(data.items())
     ]
-    request = RestoreRequest(vm=job.vm, host_files=refs, lease_s=job.patience.lease_s)
+    return RestoreRequest(vm=job.vm, host_files=refs, lease_s=job.patience.lease_s)
+
+
+async def _prepare(job: Job, data: dict[HostFileType, bytes], chosen: dict[HostFileType, str]) -> Transaction:
     named = job.id_for("transaction")
     job.on_failure(named, partial(job.db.run, backup_files.remove_owner, "external", job.uuid))
-    return await transaction.prepare(job, named, request)
+    return await transaction.prepare(job, named, _request(job, data, chosen))
 
 
 async def _keep(job: Job, view: Transaction) -> None:

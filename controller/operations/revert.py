@@ -1,8 +1,9 @@
 """Revert: put a VM back on a snapshot, disks and host files together.
 
 The present state is kept first as an automatic undo point, unless the caller says otherwise; of these only the
-newest stays. With ``volumes`` only those disks go back: the host files are left alone, and the VM still stands on
-the snapshot that it stood on, since only part of it moved.
+newest stays: an older one goes at once where nothing stands on it, else by a deletion that is queued. With ``volumes``
+only those disks go back: the host files are left alone, and the VM still stands on the snapshot that it stood on, since
+only part of it moved.
 """
 
 from dataclasses import replace
@@ -10,17 +11,21 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from agent.web.errors import Error, InvalidRequest
 from agent.wire.base import Request
 from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
+from controller.db import write
 from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
 from controller.operations import bases as merging
 from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
 from controller.operations.snapshot_create import completeness
-from controller.store import backup_files, bases, groups, snapshots, vms
+from controller.store import backup_files, bases, deletions, groups, snapshots, vms
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
 from controller.store.snapshots import Group
@@ -37,31 +42,45 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 
 async def run(job: Job) -> dict[str, Any]:
-    """Revert; the result names the undo point, the host files that were kept, and the undo points that went."""
+    """Revert; the result names the undo point, the host files that were kept, and the undo points that went or go."""
     wanted = job.wanted(Wanted)
     result = job.recalled(CONCLUDED, dict[str, Any])
     if result is None:
         await leftovers.settle(job)
         result = await _go_back(job, wanted)
     remarks = await (sync.refreshed(job) if wanted.volumes is not None else sync.looked(job))
-    retired = await _retire(job, UUID(result["undo_point"]), remarks) if result["undo_point"] else []
+    retired, left = await _retire(job, UUID(result["undo_point"]), remarks) if result["undo_point"] else ([], [])
     moved = await merging.merge(job, remarks)
-    return {**result, "retired_undo_points": retired, "moved_bytes": moved, "remarks": remarks}
+    asked = await job.db.run(_ask_for, job, left)
+    told = {"retired_undo_points": retired, "deletions": [str(one) for one in asked], "moved_bytes": moved}
+    return {**result, **told, "remarks": remarks}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do, and the record of the undo point."""
+    wanted = job.wanted(Wanted)
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    if wanted.volumes is None:
+        await job.db.run(_bytes_of, group)
+    end = _ending(job, wanted)
+    request = build_request(job, wanted, group, end, await _held(job, wanted))
+    await job.db.run(groups.begin, wanted.snapshot, "reverting")
+    told = await transaction.plan(job, end.transaction, request)
+    if end.undo is None:
+        return told
+    record = PlannedStep(action="add", name="add an undo point: the state before")
+    older = await job.db.run(snapshots.older_automatic, job.vm, end.undo)
+    notes = [f"undo point {uuid} would go afterwards" for uuid in older]
+    return msgspec.structs.replace(told, steps=[*told.steps, record], notes=[*told.notes, *notes])
 
 
 async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     await job.step("check")
     group = await job.db.run(snapshots.group, wanted.snapshot)
     uploads = {} if wanted.volumes is not None else await job.db.run(_bytes_of, group)
-    end = Ending(
-        kind="revert",
-        transaction=job.id_for("transaction"),
-        snapshot=wanted.snapshot,
-        undo=job.id_for("undo") if wanted.undo_point else None,
-        moves_current=wanted.volumes is None,
-    )
+    end = _ending(job, wanted)
     request = build_request(job, wanted, group, end, await _held(job, wanted))
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), _HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
@@ -76,6 +95,16 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     await job.db.run(ending.concluded, job.uuid, end, view, result)
     job.recorded(end.transaction, result)
     return result
+
+
+def _ending(job: Job, wanted: Wanted) -> Ending:
+    return Ending(
+        kind="revert",
+        transaction=job.id_for("transaction"),
+        snapshot=wanted.snapshot,
+        undo=job.id_for("undo") if wanted.undo_point else None,
+        moves_current=wanted.volumes is None,
+    )
 
 
 def _bytes_of(group: Group) -> dict[HostFileType, bytes]:
@@ -185,13 +214,24 @@ def _result(wanted: Wanted, group: Group, end: Ending, view: Transaction, had: l
     }
 
 
-async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
-    """Delete the older automatic undo points on which nothing stands; what fails is a remark and fails nothing."""
-    gone = []
+async def _retire(job: Job, newest: UUID, remarks: list[str]) -> tuple[list[str], list[UUID]]:
+    """Delete the older automatic undo points on which nothing stands; return those that went, and those stood on.
+
+    What fails is a remark and fails nothing. A protected one is left out of both.
+    """
+    gone: list[str] = []
+    left: list[UUID] = []
     for uuid in await job.db.run(snapshots.older_automatic, job.vm, newest):
         try:
-            if await _retire_one(job, uuid):
-                gone.append(str(uuid))
+            group = await job.db.run(snapshots.group, uuid)
+            if group.snapshot.protected:
+                continue
+            if await _stood_on(job, group):
+                left.append(uuid)
+                continue
+            end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
+            await snapshot_delete.merge(job, end, group, {})
+            gone.append(str(uuid))
         except OutcomeUnknown as err:
             remarks.append(f"undo point {uuid}: {err}")
         except Error as err:
@@ -200,16 +240,15 @@ async def _retire(job: Job, newest: UUID, remarks: list[str]) -> list[str]:
             for undo in job.pending_undo():
                 await undo()
             remarks.append(f"undo point {uuid} was kept: {sync.reason_of(err)}")
-    return gone
+    return gone, left
 
 
-async def _retire_one(job: Job, uuid: UUID) -> bool:
-    """Delete one, unless something stands on it or it is protected: return whether it went."""
-    group = await job.db.run(snapshots.group, uuid)
+async def _stood_on(job: Job, group: Group) -> bool:
+    """Return whether anything stands on the undo point: its data are moved by an operation of their own."""
     left = [volume for volume in group.volumes if not volume.merged]
-    stood_on = [await job.db.run(bases.children, volume.host, volume.path) for volume in left]
-    if group.snapshot.protected or any(stood_on):
-        return False
-    end = Ending(kind="delete", transaction=job.id_for(f"retire {uuid}"), snapshot=uuid)
-    await snapshot_delete.merge(job, end, group, {})
-    return True
+    return any([await job.db.run(bases.children, volume.host, volume.path) for volume in left])
+
+
+def _ask_for(job: Job, left: list[UUID]) -> list[UUID]:
+    with write():
+        return deletions.retire(job.vm, job.host, left, job.uuid)

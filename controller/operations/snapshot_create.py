@@ -13,6 +13,7 @@ import msgspec
 
 from agent.wire.base import Request
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan, PlannedStep
 from agent.wire.snapshot import Completeness
 from agent.wire.transaction import HostFilesPolicy, SnapshotRequest, Transaction
 from controller.db import write
@@ -20,7 +21,7 @@ from controller.errors import HostFilesMissing
 from controller.operations import ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
-from controller.store import clones, host_files
+from controller.store import clones, expiry, host_files
 from controller.store.clones import Seed
 from controller.store.contents import Held
 from controller.store.groups import NewGroup
@@ -38,12 +39,28 @@ class Wanted(Request, kw_only=True, frozen=True):
 
 
 async def run(job: Job) -> dict[str, Any]:
-    """Take it; the result names the snapshot and says whether its host files are complete."""
+    """Take it; the result names the snapshot, the state of its host files, and what retention deletes."""
     result = job.recalled(CONCLUDED, dict[str, Any])
     if result is None:
         await leftovers.settle(job)
         result = await take(job, job.wanted(Wanted))
-    return {**result, "remarks": await sync.refreshed(job)}
+    remarks = await sync.refreshed(job)
+    deletions = await job.db.run(expiry.expire_quietly, job.vm)
+    return {**result, "deletions": [str(one) for one in deletions], "remarks": remarks}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would do, and the record of it."""
+    return await foresee(job, job.wanted(Wanted))
+
+
+async def foresee(job: Job, wanted: Wanted) -> Plan:
+    """Plan a snapshot in a job that may be of another kind."""
+    end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=wanted.uuid or job.id_for("snapshot"))
+    told = await transaction.plan(job, end.transaction, _request(job, wanted, end, await _seed(job, wanted)))
+    name = wanted.name or "of this moment"
+    record = PlannedStep(action="add", name=f"add snapshot {name} with the host files that were captured")
+    return msgspec.structs.replace(told, steps=[*told.steps, record])
 
 
 async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any]:
@@ -51,7 +68,7 @@ async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any
     snapshot = wanted.uuid or job.id_for("snapshot")
     end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=snapshot)
     seed = await _seed(job, wanted)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     await job.step("prepare", {**end.promised(), "seed": seed})
     view = await transaction.prepare(job, end.transaction, _request(job, wanted, end, seed))
     filled, seeded = _fill(job, wanted, seed, view)

@@ -5,6 +5,7 @@ are merged away in the same operation. A disk that cannot be merged keeps the sn
 other disks' outcome, so that the call can be repeated. While the VM runs the deletion waits for it to stop.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -13,20 +14,23 @@ import msgspec
 
 from agent.client import AgentProblem
 from agent.wire.base import Request
+from agent.wire.plan import Plan, Would, planned
 from agent.wire.transaction import DeleteRequest, DoomedVolume, Transaction, VolumeOutcome
 from controller.errors import DisksNotDeleted, FrozenFileHeld, OperationCancelled, SnapshotProtected
 from controller.operations import bases, ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job, Parked
 from controller.store import bases as store
-from controller.store import groups, snapshots
+from controller.store import deletions, expiry, groups, snapshots
+from controller.store.deletions import Because
 from controller.store.snapshots import Group, GroupVolume
 
 
 class Wanted(Request, kw_only=True, frozen=True):
-    """The snapshot to delete."""
+    """The snapshot to delete. ``because``: only if that is still a reason when its turn comes; None: by request."""
 
     snapshot: UUID
+    because: Because | None = None
 
 
 class Fate(Request, kw_only=True, frozen=True):
@@ -36,6 +40,11 @@ class Fate(Request, kw_only=True, frozen=True):
     kept: list[str]
 
 
+#: Whether a deletion that nobody has asked for by hand is still to be.
+_REASONS: Mapping[Because, Callable[[UUID], bool]] = {
+    "retention": expiry.is_due,
+    "superseded": deletions.is_superseded,
+}
 #: States in which a host may be asked; what it answers while the VM is not at rest.
 _AT_REST = frozenset({"shut-off", "unknown"})
 _NOT_AT_REST = frozenset({"domain-running", "domain-paused", "domain-starting"})
@@ -53,12 +62,41 @@ async def run(job: Job) -> dict[str, Any]:
     return {**result, "moved_bytes": result["moved_bytes"] + moved, "remarks": remarks}
 
 
+async def plan(job: Job) -> Plan:
+    """Plan it: what the host would merge, which files stay out of sight, and what goes from the records.
+
+    A VM that is not at rest refuses nothing here: the deletion would wait for it.
+    """
+    wanted = job.wanted(Wanted)
+    await sync.refresh(job)
+    group = await job.db.run(snapshots.group, wanted.snapshot)
+    await job.db.run(groups.begin, wanted.snapshot, "deleting")
+    fate = await fate_of(job, group)
+    told = planned(job.row.operation.kind, [], [])
+    if fate.doomed:
+        request = _request(job, wanted.snapshot, fate.doomed)
+        told = await transaction.plan(job, job.id_for("transaction"), request)
+    waits = [one for one in told.refusals if one.code in _NOT_AT_REST]
+    refusals = [one for one in told.refusals if one.code not in _NOT_AT_REST]
+    await job.db.run(groups.remove, wanted.snapshot, fate.kept)
+    notes = [f"the frozen file of {target} would stay out of sight: others stand on it" for target in fate.kept]
+    notes += ["it would wait until the VM stops"] if waits and not refusals else []
+    would: Would = "be-refused" if refusals else "wait" if waits else "succeed"
+    return msgspec.structs.replace(told, would=would, refusals=refusals, notes=[*told.notes, *notes])
+
+
 async def _delete(job: Job, wanted: Wanted) -> dict[str, Any]:
     end = Ending(kind="delete", transaction=job.id_for("transaction"), snapshot=wanted.snapshot)
     await job.step("check")
     group = await job.db.run(snapshots.group, wanted.snapshot)
     if group.snapshot.protected:
         raise SnapshotProtected(snapshot=wanted.snapshot)
+    if (
+        wanted.because is not None
+        and not job.sealed
+        and not await job.db.run(_REASONS[wanted.because], wanted.snapshot)
+    ):
+        raise OperationCancelled(operation=job.uuid)
     if not job.is_sealed(end.transaction) and (await sync.refresh(job)).state not in _AT_REST:
         raise Parked
     job.stoppable = True
@@ -83,7 +121,7 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     key = f"fate {end.transaction}"
     fate = job.recalled(key, Fate) or await fate_of(job, group)
     end = msgspec.structs.replace(end, kept=fate.kept)
-    job.on_failure(end.transaction, partial(job.db.run, ending.undone, end))
+    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     # It is remembered: after the merge the host shows other children, and the request must stay the same.
     await job.step("prepare", {**end.promised(), key: fate})
     await job.db.run(groups.begin, end.snapshot, "deleting")
@@ -99,9 +137,13 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     return told
 
 
+def _request(job: Job, snapshot: UUID, doomed: list[DoomedVolume]) -> DeleteRequest:
+    return DeleteRequest(vm=job.vm, snapshot=snapshot, volumes=doomed, lease_s=job.patience.lease_s)
+
+
 async def _carried_out(job: Job, end: Ending, doomed: list[DoomedVolume]) -> Transaction:
     """Let the host merge. One that was stopped has moved children, which is recorded before its end is raised."""
-    request = DeleteRequest(vm=job.vm, snapshot=end.snapshot, volumes=doomed, lease_s=job.patience.lease_s)
+    request = _request(job, end.snapshot, doomed)
     try:
         view = await transaction.prepare(job, end.transaction, request)
         async with transaction.leased(job, end.transaction):

@@ -16,6 +16,7 @@ from agent.web.errors import Error
 from agent.web.log import kv
 from agent.wire.base import Request, utc_now
 from agent.wire.host_file import FORMATS, HostFileType
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.vm import HostVm
 from controller.errors import CaptureCorrupt, HostFileTooLarge, HostUnreachable
 from controller.operations import leftovers
@@ -57,6 +58,15 @@ async def run(job: Job) -> dict[str, Any]:
     await leftovers.settle(job)
     await job.step("read host files")
     return {"vm": str(job.vm), **(await look(job)).result()}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: look, and take back what that would write."""
+    synced = await look(job)
+    steps = [PlannedStep(action="copy-host-file", name=f"copy {kind}") for kind in synced.held]
+    notes = [f"the {kind} cannot be copied: {reason}" for kind, reason in synced.failed.items()]
+    notes += [synced.skipped] if synced.skipped else []
+    return planned(job.row.operation.kind, steps, [], notes=notes)
 
 
 def expected_of(facts: HostVm) -> list[HostFileType]:

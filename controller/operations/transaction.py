@@ -16,6 +16,7 @@ from agent.client import AgentProblem, AgentUnreachable
 from agent.web.errors import Error
 from agent.web.log import kv
 from agent.wire.host_file import HostFileType
+from agent.wire.plan import Plan
 from agent.wire.problem import Problem
 from agent.wire.transaction import ENDED, Transaction, TransactionRequest
 from controller.errors import (
@@ -89,6 +90,11 @@ async def prepare(job: Job, id: UUID, request: TransactionRequest) -> Transactio
     if view.state in {"aborting", "aborted"}:
         raise _aborted(job, view)
     return view
+
+
+async def plan(job: Job, id: UUID, request: TransactionRequest) -> Plan:
+    """Return what the host would do; nothing begins there. Raises HostUnreachable, AgentProblem."""
+    return await reach(job, partial(job.client.plan_transaction, id, request))
 
 
 @asynccontextmanager
@@ -189,12 +195,28 @@ async def _commit_once(job: Job, id: UUID) -> Transaction:
         return await job.client.commit(id)
     except AgentProblem as err:
         view = await _look_again(job, id, err)
+        if view.state == "prepared":
+            view = await _given_up(job, id)
+            if view.state == "aborted":
+                job.refuted(id)
+                raise HostRefused(err.problem(), view) from err
         if view.state in {"committing", "committed"}:
             return view
         if view.state in {"aborting", "aborted"}:
             raise _aborted(job, view, err.problem()) from err
-        job.refuted(id)
-        raise
+        reason = f"{err.answer.detail}; it is {view.state} and could not be aborted"
+        raise AgentUnreachable(url=job.client.url, reason=reason) from err
+
+
+async def _given_up(job: Job, id: UUID) -> Transaction:
+    """Abort what refused to commit: until then a copy of the commit that is still on its way would carry it out.
+
+    Raises AgentUnreachable while that is not known.
+    """
+    try:
+        return await job.client.abort(id)
+    except AgentProblem as err:
+        return await _look_again(job, id, err)
 
 
 async def _look_again(job: Job, id: UUID, refusal: AgentProblem) -> Transaction:

@@ -11,6 +11,7 @@ from agent.client import AgentProblem, AgentUnreachable
 from agent.web.errors import Error
 from agent.wire.base import Request
 from agent.wire.finding import Finding
+from agent.wire.plan import Plan, PlannedStep, planned
 from controller.doctor import contents, drift, frozen
 from controller.errors import HostNotFound, SnapshotNotFound, VmConflict, VmNowhere
 from controller.operations.job import Job
@@ -52,6 +53,17 @@ async def run(job: Job) -> dict[str, Any]:
     await job.step("compare host files")
     found += await _drift(job)
     return {"snapshots": len(groups), "volumes": volumes, "findings": found[:FINDINGS_LIMIT], "found": len(found)}
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: which files would be looked at."""
+    groups = await job.db.run(_groups, job.vm, job.wanted(Wanted).snapshot)
+    files = [(group, volume) for group in groups for volume in group.volumes if not volume.merged]
+    steps = [
+        PlannedStep(action="check-image", name=f"check {volume.target} of {group.snapshot.name}", path=volume.path)
+        for group, volume in files
+    ]
+    return planned(job.row.operation.kind, steps, [])
 
 
 def _groups(vm: UUID, snapshot: UUID | None) -> list[Group]:

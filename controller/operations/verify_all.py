@@ -7,6 +7,7 @@ from uuid import UUID
 from agent.wire.base import Request
 from agent.wire.finding import Finding
 from agent.wire.operation import OPERATION_ENDED, Operation
+from agent.wire.plan import Plan, PlannedStep, planned
 from controller.db import write
 from controller.errors import OperationCancelled, OperationNotCancellable
 from controller.operations import verify
@@ -25,6 +26,7 @@ async def run(job: Job) -> dict[str, Any]:
     wanted = verify.Wanted(deep=job.wanted(Wanted).deep)
     await job.step("queue one verification for each VM")
     children = await job.db.run(_queue, job.uuid, wanted)
+    job.nudge()
     shown = -1
     while True:
         version = job.db.version
@@ -36,6 +38,13 @@ async def run(job: Job) -> dict[str, Any]:
             return _together(ended)
         await job.db.changed(version)
         await asyncio.sleep(job.patience.poll_s)
+
+
+async def plan(job: Job) -> Plan:
+    """Plan it: one verification for each VM."""
+    found = await job.db.run(survey.with_snapshots)
+    steps = [PlannedStep(action="verify", name=f"verify VM {vm}", facts={"vm": str(vm)}) for vm, _ in found]
+    return planned(job.row.operation.kind, steps, [])
 
 
 async def _show(job: Job, children: list[UUID], step: str) -> None:

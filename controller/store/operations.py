@@ -6,10 +6,10 @@ again, holds up no other operation of its VM, and is taken when the VM is record
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -26,6 +26,13 @@ from controller.store.paging import Slice, after_position, filtered, page_of
 #: In the memo of an operation that was parked: how often.
 TRIES = "tries"
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lost(Exception):
+    """Another engine has the operation: this one was not heard of for longer than its lease, or ended it before."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
 def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
     """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
 
-    Take over only where the former owner is known to be dead: at the start of the only controller.
+    Take over only where the former owner is known to be dead (``owners.is_dead``).
     """
     with write():
         row = _row(uuid)
@@ -174,6 +181,18 @@ def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) ->
             _take(uuid, owner, lease_s)
             return True
     return False
+
+
+def as_owner(uuid: UUID, owner: str | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what only the owner of a running operation may do, in one transaction with the look at who that is.
+
+    An engine that slept past its lease does not know it: what it read before may be wrong by now. Raises Lost.
+    """
+    with write():
+        row = _row(uuid)
+        if row.state != "running" or row.owner != owner:
+            raise Lost(f"operation {uuid} belongs to {row.owner} and is {row.state}")
+        return act(*args, **kwargs)
 
 
 def renew(owner: str, lease_s: float) -> int:
@@ -234,9 +253,9 @@ def cancel(uuid: UUID) -> wire.Operation:
         return get(uuid)
 
 
-def unfinished(owner: str) -> list[Job]:
-    """Return the operations that run for another owner, oldest first: those to be resumed after a restart."""
-    return [_job(row) for row in _open_rows().where(Operation.state == "running") if row.owner != owner]
+def unfinished() -> list[Job]:
+    """Return the operations that run, for whatever owner, oldest first: those to be resumed after a restart."""
+    return [_job(row) for row in _open_rows().where(Operation.state == "running")]
 
 
 def page(

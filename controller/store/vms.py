@@ -12,7 +12,7 @@ from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
-from controller.models import BackupFile, Clone, Host, Snapshot, Vm, VmDefinition, VolumeSnapshot
+from controller.models import BackupFile, Clone, Host, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
 
@@ -148,13 +148,25 @@ def page(
         return page_of(_wires(rows), limit, lambda vm: (vm.name, vm.uuid))
 
 
-def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+def forget(uuid: UUID, but: UUID | None = None, *, disks_gone: bool = False) -> wire.Vm:
     """Remove all records of a VM: host files, seeds, snapshots, their backup files and contents. Disks are left.
 
-    ``but`` is the operation that asks. Event ``vm.forgotten``. A VM that a host still defines comes back
-    with that host's next inventory, without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
+    ``but`` is the operation that asks; ``disks_gone``: its hosts have removed its files. Event ``vm.forgotten``,
+    with the frozen files that nobody looks after any more: hidden bases too, since what is left of the VM's disks may
+    stand on them, and nothing would tell. A VM that a host still defines comes back with that host's next inventory,
+    without its history. Raises VmNotFound, VmBusy, SnapshotProtected.
     """
     with write():
+        vm = require_forgettable(uuid, but)
+        left = [] if disks_gone else _frozen(uuid)
+        _remove(uuid)
+        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name, "files": left})
+    return vm
+
+
+def require_forgettable(uuid: UUID, but: UUID | None = None) -> wire.Vm:
+    """Return a VM that may be forgotten now. Raises VmNotFound, VmBusy, SnapshotProtected."""
+    with read():
         vm = get(uuid)
         count = operations.open_count(vm=uuid, but=but)
         if count:
@@ -162,8 +174,6 @@ def forget(uuid: UUID, but: UUID | None = None) -> wire.Vm:
         protected = Snapshot.get_or_none(Snapshot.vm == uuid, Snapshot.protected)
         if protected is not None:
             raise SnapshotProtected(snapshot=protected.uuid)
-        _remove(uuid)
-        events.append("vm.forgotten", host=vm.host, vm=uuid, data={"name": vm.name})
     return vm
 
 
@@ -172,12 +182,20 @@ def forget_traceless() -> None:
     with write():
         kept = [
             ~Vm.uuid.in_(Snapshot.select(Snapshot.vm)),
+            ~Vm.uuid.in_(VolumeSnapshot.select(VolumeSnapshot.vm)),  # hidden bases, for what stands on them
             ~Vm.uuid.in_(host_files.vms_with_copies()),
+            ~Vm.uuid.in_(RetentionPolicy.select(RetentionPolicy.vm).where(RetentionPolicy.vm.is_null(False))),
             ~Vm.uuid.in_(BackupFile.select(BackupFile.owner_uuid).where(BackupFile.owner_kind == "vm")),
         ]
         for row in list(Vm.select().where(Vm.host.is_null(), *kept)):
             if not operations.open_count(vm=row.uuid):
                 _remove(row.uuid)
+
+
+def _frozen(uuid: UUID) -> list[dict[str, str]]:
+    own = (VolumeSnapshot.vm == uuid, ~VolumeSnapshot.merged)
+    rows = VolumeSnapshot.select().where(*own).order_by(VolumeSnapshot.host, VolumeSnapshot.path)
+    return [{"host": row.host, "path": row.path} for row in rows]
 
 
 def _remove(uuid: UUID) -> None:
@@ -189,6 +207,8 @@ def _remove(uuid: UUID) -> None:
     VolumeSnapshot.delete().where(VolumeSnapshot.vm == uuid).execute()  # hidden bases: their files stay, as disks do
     backup_files.remove_owner("vm", uuid)
     Clone.delete().where(Clone.vm == uuid).execute()
+    # A clone of it whose end nobody learned: no operation will ask any more, and its host shows whether it was made.
+    Clone.delete().where(Clone.source == uuid, Clone.state == "creating").execute()
     host_files.forget(uuid)
     Vm.delete().where(Vm.uuid == uuid).execute()
     contents.sweep()

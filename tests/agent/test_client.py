@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from agent import client as client_module
 from agent.client import AgentClient, AgentProblem, AgentUnreachable, Timeouts
+from agent.client import transport as client_module
 from agent.wire.event import HostEvents
 from agent.wire.host import HostFacts
 from agent.wire.problem import Problem

@@ -7,7 +7,7 @@ from tests.contract import reference
 from tests.contract.sources import ROOT, modules
 
 EVENT = re.compile(
-    r"(vm|host|snapshot|operation|token|backup-file|transaction|spool|events|listener)\.[a-z]+(-[a-z]+)*"
+    r"(vm|host|snapshot|retention|operation|token|backup-file|transaction|spool|events|listener)\.[a-z]+(-[a-z]+)*"
 )
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from agent.wire.event import HostEvents
 from agent.wire.host_file import HostFiles
+from agent.wire.plan import PlannedStep, planned
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
@@ -25,13 +26,22 @@ from agent.wire.transaction import (
     Transaction,
     TransactionRequest,
 )
-from agent.wire.upkeep import CheckedImages, CheckImages, Leftovers, RemovedLeftovers, RemoveLeftovers
+from agent.wire.upkeep import (
+    CheckedImages,
+    CheckImages,
+    Leftovers,
+    RemovedImages,
+    RemovedLeftovers,
+    RemoveImages,
+    RemoveLeftovers,
+)
 from tests.controller import fake_moves
 from tests.controller.fake_host import FakeHost
 from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 TOKEN = "token-of-the-fake-agent"
-Fault = Literal["refuse", "drop-before", "drop-after", "crash"]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Fault = Literal["refuse", "drop-before", "drop-after", "crash", "twice"]
 
 
 class FakeAgent(FakeHost):
@@ -61,6 +71,7 @@ class FakeAgent(FakeHost):
                 web.get("/v1/transactions", self._transactions),
                 web.post(f"{vm}/release", self._release),
                 web.post("/v1/images/check", self._check_images),
+                web.post("/v1/images/remove", self._remove_images),
                 web.get("/v1/leftovers", self._leftovers),
                 web.post("/v1/leftovers/remove", self._remove_leftovers),
                 web.put(transaction, self._put),
@@ -75,9 +86,7 @@ class FakeAgent(FakeHost):
         return app
 
     @web.middleware
-    async def _faults(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return problem(Refusal(401, "unauthorized").problem)
         watching = request.path == "/v1/events"
@@ -93,10 +102,9 @@ class FakeAgent(FakeHost):
             return _cut(request)
         if fault == "refuse" or name in self.refuse:
             return problem(Refusal(500, self.refuse.get(name, "storage-failed"), call=name).problem)
-        try:
-            response = await handler(request)
-        except Refusal as refusal:
-            response = problem(refusal.problem)
+        response = await _handled(handler, request)
+        if fault == "twice":
+            response = await _handled(handler, request)
         return _cut(request) if fault == "drop-after" else response
 
     async def _host(self, request: web.Request) -> web.Response:
@@ -156,6 +164,8 @@ class FakeAgent(FakeHost):
             self.transactions[key] = fake_moves.prepare(self, wanted, self.begun(key, wanted))
             return answer(self.transactions[key].view)
         vm = self.find_vm(wanted.source if isinstance(wanted, CloneRequest) else wanted.vm)
+        if request.query.get("dry_run") == "true":
+            return answer(self.foresee(key, vm, wanted))
         if not isinstance(wanted, CloneRequest):
             self.check_free(vm)
         self.transactions[key] = self.prepare(key, vm, wanted)
@@ -230,6 +240,22 @@ class FakeAgent(FakeHost):
         self.leftovers = [one for one in self.leftovers if one.path not in removed]
         return answer(RemovedLeftovers(removed=removed))
 
+    async def _remove_images(self, request: web.Request) -> web.Response:
+        wanted = msgspec.json.decode(await request.read(), type=RemoveImages)
+        paths = {one.path for one in wanted.images if one.path in self.files}
+        used = {path for vm in self.vms.values() for top in vm.tops.values() for path in self.chain(top)}
+        standing = {file.backing for path, file in self.files.items() if path not in paths}
+        needed = paths & (used | standing)
+        if request.query.get("dry_run") == "true":
+            steps = [PlannedStep(action="remove-image", name="remove the image", path=path) for path in sorted(paths)]
+            refused = [Refusal(409, "image-refused", path=path).problem for path in sorted(needed)]
+            return answer(planned("images-remove", steps, refused))
+        if needed:
+            raise Refusal(409, "image-refused", path=min(needed))
+        for path in paths:
+            del self.files[path]
+        return answer(RemovedImages(removed=sorted(paths)))
+
     def _find(self, request: web.Request) -> FakeVm:
         return self.find_vm(UUID(request.match_info["vm"]))
 
@@ -238,6 +264,13 @@ class FakeAgent(FakeHost):
         if key not in self.transactions:
             raise Refusal(404, "transaction-not-found", id=str(key))
         return self.transactions[key]
+
+
+async def _handled(handler: Handler, request: web.Request) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return problem(refusal.problem)
 
 
 def answer(body: Any) -> web.Response:
@@ -259,7 +292,8 @@ def problem(told: Problem) -> web.Response:
 
 def _call_name(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    return f"{request.method} {resource.canonical if resource is not None else request.path}"
+    dry_run = "?dry_run" if request.query.get("dry_run") == "true" else ""
+    return f"{request.method} {resource.canonical if resource is not None else request.path}{dry_run}"
 
 
 def _cut(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
 from agent.wire.host import HostFacts
 from agent.wire.host_file import HostFileType, MissingHostFile
+from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
@@ -111,6 +112,15 @@ class FakeHost:
             if running.view.vm == vm.uuid and running.view.state not in ENDED:
                 raise Refusal(409, "domain-busy", name=vm.name)
 
+    def foresee(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Plan:
+        """Return what prepare would come to: one step that names it, or the refusal."""
+        try:
+            self.check_free(vm)
+            self.prepare(id, vm, wanted)
+        except Refusal as refusal:
+            return planned(KINDS[type(wanted)], [], [refusal.problem], vm=vm.uuid)
+        return planned(KINDS[type(wanted)], [PlannedStep(action="fake", name="do it")], [], bytes_to_move=SIZE)
+
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
         """Begin a transaction; ``vm`` is the source of a clone."""
         view = msgspec.structs.replace(self.begun(id, wanted), domain_xml=f"<domain><name>{vm.name}</name></domain>")
@@ -124,7 +134,7 @@ class FakeHost:
             return self._prepare_restore(vm, wanted, view)
         if isinstance(wanted, CloneRequest):
             return self._prepare_clone(wanted, view)
-        for volume in wanted.volumes:
+        for volume in wanted.volumes if isinstance(wanted, DeleteRequest) else []:
             assert sorted(volume.children) == sorted(self._children(volume.path)), volume
         return Running(wanted, view)
 
@@ -287,6 +297,8 @@ class FakeHost:
             self._make_clone(running, running.request)
         elif isinstance(running.request, DepartRequest | PlaceRequest):
             fake_moves.switch(self, running)
+        elif not isinstance(running.request, DeleteRequest):
+            raise Refusal(501, "not-played")
         elif self.slow_merges:
             running.view = msgspec.structs.replace(view, state="committing", total_bytes=SIZE)
             return

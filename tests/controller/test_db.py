@@ -50,7 +50,7 @@ async def test_migrations_together_make_what_the_models_describe(tmp_path: Path)
 
 async def test_a_migration_is_applied_once(tmp_path: Path) -> None:
     db = Database(url(tmp_path / "c.db"))
-    assert await db.open() == ["0001_records", "0002_hidden_bases", "0003_clones"]
+    assert await db.open() == ["0001_records", "0002_hidden_bases", "0003_clones", "0004_retention"]
     await db.close()
     db = Database(url(tmp_path / "c.db"))
     assert await db.open() == []
@@ -185,13 +185,13 @@ async def test_a_commit_is_a_point_named_after_its_work_and_what_dies_before_it_
 
     def checkpoint(name: str) -> None:
         heard.append(name)
-        if heard.count("before commit store.events.append") == 2 and name.startswith("before"):
+        if heard.count("before database store.events.append") == 2 and name.startswith("before"):
             raise KeyError(name)
 
     async with Database(url(tmp_path / "points.db"), checkpoint) as db:
-        assert heard == ["before commit db.migrate", "after commit db.migrate"]
+        assert heard == ["before database db.migrate", "after database db.migrate"]
         await db.run(events.append, "vm.added")
         with pytest.raises(KeyError):
             await db.run(events.append, "vm.gone")
-        assert heard[2:] == [f"{when} commit store.events.append" for when in ("before", "after", "before")]
+        assert heard[2:] == [f"{when} database store.events.append" for when in ("before", "after", "before")]
         assert [event.type for event in await db.run(events.read, 0, 10)] == ["vm.added"]

@@ -1,8 +1,9 @@
 """A controller's moving parts against one agent in memory, and what must hold between the two."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
@@ -10,6 +11,7 @@ from uuid import UUID
 from aiohttp.test_utils import TestServer
 
 from agent.client import Timeouts
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.wire.base import Request, utc_now
 from agent.wire.fleet import AddHost
 from agent.wire.operation import OPERATION_ENDED, Operation
@@ -30,44 +32,20 @@ T = TypeVar("T")
 
 HOST = "kvm1"
 HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.2, poll_s=0.001)
-
-
-class Breaking(Database):
-    """A database that does something unwanted at the n-th step that an operation takes through it.
-
-    Steps of operations only are counted, so that a recording of a good run numbers them the same way each time.
-    """
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.steps = 0
-        self.break_at: int | None = None
-        self.after = False
-        self.breakage: Callable[[], BaseException] = asyncio.CancelledError
-
-    async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        task = asyncio.current_task()
-        if task is None or not task.get_name().startswith("operation "):
-            return await super().run(fn, *args, **kwargs)
-        number, self.steps = self.steps, self.steps + 1
-        if number == self.break_at and not self.after:
-            raise self.breakage()
-        result = await super().run(fn, *args, **kwargs)
-        if number == self.break_at:
-            raise self.breakage()
-        return result
+#: For where the agent lives: however busy this machine is, it answers in the end.
+PATIENT = replace(HASTY, tries=100, outcome_deadline_s=20)
 
 
 class World:
     """One agent, one database, one engine. Use ``world()``."""
 
-    def __init__(self, db: Breaking, agent: FakeAgent, hosts: Hosts, vm: FakeVm) -> None:
+    def __init__(self, db: Database, agent: FakeAgent, hosts: Hosts, vm: FakeVm) -> None:
         self.db, self.agent, self.hosts, self.vm = db, agent, hosts, vm
         self.engine = self.new_engine()
 
     def new_engine(self, **limits: Any) -> Engine:
         """Return another engine on the same database."""
-        limits = {"record_retry_s": 0.001, "parked_s": 0.001, "patience": HASTY, **limits}
+        limits = {"record_retry_s": 0.001, "owner_lease_s": 0.3, "parked_s": 0.001, "patience": HASTY, **limits}
         return Engine(self.db, self.hosts, KINDS, Limits(**limits))
 
     async def __aenter__(self) -> Self:
@@ -122,20 +100,23 @@ class World:
         """Return the VM's snapshots."""
         return await self.db.run(snapshots.tree, self.vm.uuid)
 
-    async def kill(self) -> None:
-        """Let the engine die as by kill -9: nothing is cleaned up. Its leases then run out at once."""
+    async def lie_down(self) -> None:
+        """Let the engine die as by kill -9: nothing is cleaned up."""
         dead = self.engine
         tasks = [task for _, task in dead._jobs.values()] + ([dead._loop] if dead._loop else [])
         for task in tasks:
             task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
-        await self.db.run(operations.renew, dead.owner, 0.0)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def restart(self) -> None:
+    async def kill(self) -> None:
+        """Let the engine die. Its leases then run out at once."""
+        await self.lie_down()
+        await self.db.run(operations.renew, self.engine.owner, 0.0)
+
+    async def restart(self, **limits: Any) -> None:
         """Kill the engine and begin with a new one on the same database."""
         await self.kill()
-        self.engine = await self.new_engine().__aenter__()
+        self.engine = await self.new_engine(**limits).__aenter__()
 
     async def mend(self) -> None:
         """End all faults and let what is left over be settled."""
@@ -143,7 +124,6 @@ class World:
         self.agent.refuse.clear()
         self.agent.on_call = None
         self.agent.dead, self.agent.linger = False, 0
-        self.db.break_at = None
         self.agent.expire_leases()
         if await self.db.run(invariants.unsettled):
             operation = await self.sync()
@@ -153,6 +133,7 @@ class World:
         """Raise where the records contradict themselves, or the host."""
         assert await self.db.run(invariants.orphans) == []
         assert await self.db.run(invariants.unsettled) == []
+        assert await self.db.run(invariants.idle_bases) == []
         assert all(one.view.state in {"committed", "aborted"} for one in self.agent.transactions.values())
         on_host = {path: file.backing for path, file in self.agent.files.items()}
         frozen: dict[str, str | None] = {}
@@ -189,17 +170,32 @@ async def world(tmp_path: Path, **vm: Any) -> AsyncIterator[World]:
     """Run a controller with one enrolled host and one VM on it."""
     agent = FakeAgent()
     fake = agent.add_vm(**vm)
-    async with AsyncExitStack() as stack:
-        server = TestServer(agent.app())
-        await server.start_server()
-        stack.push_async_callback(server.close)
-        db = await stack.enter_async_context(Breaking(f"sqlite:///{tmp_path}/controller.db"))
-        # Hundreds of databases are made here, and none outlives its test: waiting for the disk proves nothing.
-        await db.run(lambda: database.execute_sql("PRAGMA synchronous = off"))
-        hosts = await stack.enter_async_context(Hosts(db, Timeouts(connect_s=2, read_s=2, work_s=2)))
-        await hosts.add(AddHost(name=HOST, url=str(server.make_url("")).rstrip("/"), agent_token=TOKEN))
+    async with served(agent) as url, opened(tmp_path / "controller.db") as (db, hosts):
+        await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
         agent.calls.clear()
-        yield await stack.enter_async_context(World(db, agent, hosts, fake))
+        async with World(db, agent, hosts, fake) as one:
+            yield one
+
+
+@asynccontextmanager
+async def served(agent: FakeAgent) -> AsyncIterator[str]:
+    """Serve an agent over TCP; yields its URL."""
+    server = TestServer(agent.app())
+    await server.start_server()
+    try:
+        yield str(server.make_url("")).rstrip("/")
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def opened(path: Path, checkpoint: Checkpoint = no_checkpoint) -> AsyncIterator[tuple[Database, Hosts]]:
+    """Open a controller's database and the clients of its hosts."""
+    async with Database(f"sqlite:///{path}", checkpoint) as db:
+        # Thousands of databases are made here, and none outlives its test: waiting for the disk proves nothing.
+        await db.run(lambda: database.execute_sql("PRAGMA synchronous = off"))
+        async with Hosts(db, Timeouts(connect_s=2, read_s=2, work_s=2), checkpoint) as hosts:
+            yield db, hosts
 
 
 async def define(one: World, name: str, **changes: Any) -> FakeVm:

@@ -5,16 +5,14 @@ everything is back. Each command is printed as one would type it; each ``✓`` i
 with exit status 0 and ``demo: N checks passed``, or with the first check that failed and exit status 1.
 """
 
-import hashlib
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from uuid import uuid4
 
-from tests.lab import requirements
+from tests.e2e.show import Failed, Show, fingerprints, perform
 from tests.lab.daemons import AgentDaemon, ControllerDaemon
 from tests.lab.errors import LabError
 from tests.lab.guest import VENDOR, Guest
@@ -23,49 +21,6 @@ from tests.lab.host import LabHost
 INDEX = 0x1500016
 VM = "win11"
 NAME = "before-update"
-
-
-class Failed(Exception):
-    """A check did not hold."""
-
-
-class Show:
-    """Prints the story and counts the checks."""
-
-    def __init__(self) -> None:
-        self.checks = 0
-
-    def title(self, text: str) -> None:
-        """Begin a chapter."""
-        self._print(f"\n== {text}")
-
-    def command(self, text: str) -> None:
-        """Show a command before it runs."""
-        self._print(f"$ {text}")
-
-    def guest(self, text: str) -> None:
-        """Show a line typed into the UEFI shell."""
-        self._print(f"Shell> {text}")
-
-    def aside(self, text: str) -> None:
-        """Say what happens by other means than a command one would type."""
-        self._print(f"# {text}")
-
-    def output(self, text: str) -> None:
-        """Show what a command said."""
-        for line in text.rstrip("\n").splitlines():
-            self._print(f"  {line}")
-
-    def check(self, text: str, *, holds: bool, found: object = None) -> None:
-        """Count a check that holds; raises Failed for one that does not."""
-        if not holds:
-            raise Failed(f"{text}; found: {found}")
-        self.checks += 1
-        self._print(f"✓ {text}")
-
-    def _print(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
 
 
 class Demo:
@@ -79,7 +34,7 @@ class Demo:
         """Tell it from beginning to end."""
         self.enrol()
         self.live("green", "as it was", b"sealed first")
-        before = self.fingerprints()
+        before = fingerprints(self.vm)
         self.take(before)
         self.refuse_a_start(before)
         self.live("red", "overwritten", b"sealed later")
@@ -159,7 +114,7 @@ class Demo:
         self.show.title("One command brings all of it back")
         self.coldframe("snapshot", "revert", f"{VM}/{NAME}")
         self.coldframe("snapshot", "tree", VM)
-        for part, digest in self.fingerprints().items():
+        for part, digest in fingerprints(self.vm).items():
             same = digest == before[part]
             self.show.check(f"{part} is byte for byte what it was", holds=same, found=digest)
         tree = self.controller.json("snapshot", "list", VM)["items"]
@@ -211,49 +166,33 @@ class Demo:
         found: dict[str, str] = json.loads(self.host.run([*command]).stdout)
         return found
 
-    def fingerprints(self) -> dict[str, str]:
-        """Return a hash of everything the VM can see while it is off."""
-        state = sorted(self.host.path(self.vm.tpm_dir).glob("*.permall"))
-        return {
-            "disk vda": self.vm.disk("vda").sha256(),
-            "disk vdb": self.vm.disk("vdb").sha256(),
-            "NVRAM": hashlib.sha256(self.host.path(self.vm.nvram).read_bytes()).hexdigest(),
-            "TPM": hashlib.sha256(b"".join(path.read_bytes() for path in state)).hexdigest(),
-        }
-
     def changed(self, before: dict[str, str]) -> list[str]:
         """Return the parts that are no longer as before."""
-        return [part for part, digest in self.fingerprints().items() if digest != before[part]]
+        return [part for part, digest in fingerprints(self.vm).items() if digest != before[part]]
 
     def all_changed(self, before: dict[str, str]) -> bool:
         """Return whether nothing is as before."""
         return self.changed(before) == list(before)
 
 
+def on_one_host(show: Show) -> None:
+    """Set the stage for it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-demo-", dir="/tmp") as root,
+        LabHost("kvm1") as host,
+        AgentDaemon(host) as agent,
+        ControllerDaemon(Path(root, "controller")) as controller,
+    ):
+        try:
+            Demo(show, host, agent, controller).run()
+        except (Failed, LabError):
+            sys.stderr.write(f"\nagent's log:\n{agent.log()}\ncontroller's log:\n{controller.log()}\n")
+            raise
+
+
 def main() -> int:
     """Run the demo and return its exit status."""
-    missing = requirements.missing()
-    if missing:
-        sys.stderr.write("demo: a private libvirt host cannot be made here:\n" + "\n".join(missing) + "\n")
-        return 1
-    show = Show()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="cf-demo-", dir="/tmp") as root,
-            LabHost("kvm1") as host,
-            AgentDaemon(host) as agent,
-            ControllerDaemon(Path(root, "controller")) as controller,
-        ):
-            try:
-                Demo(show, host, agent, controller).run()
-            except (Failed, LabError):
-                sys.stderr.write(f"\nagent's log:\n{agent.log()}\ncontroller's log:\n{controller.log()}\n")
-                raise
-    except (Failed, LabError, subprocess.TimeoutExpired) as err:
-        sys.stderr.write(f"✗ {err}\ndemo: FAILED after {show.checks} checks\n")
-        return 1
-    sys.stdout.write(f"\ndemo: {show.checks} checks passed\n")
-    return 0
+    return perform("demo", on_one_host)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.conftest import Stack, change_at_rest, run_once, seen, targets
 from tests.lab.guest import Guest, Shape
 from tests.lab.paths import IMAGES
+from tests.lab.waiting import wait_until
 
 pytestmark = pytest.mark.real
 Vm = Callable[..., Guest]
@@ -93,10 +94,12 @@ def test_a_deleted_snapshot_keeps_its_files_for_a_linked_clone_and_they_go_after
     assert stack.coldframe("snapshot", "delete", take(stack, guest))["result"]["remarks"] == []
     assert all(stack.host.path(Path(path)).exists() for path in bases)
     one.destroy()
+    code, problem = stack.refused("vm", "forget", str(one.uuid), "--disks")
+    assert (code, problem["code"]) == (4, "vm-defined")
     stack.host.virsh("undefine", "--nvram", str(one.uuid))
-    for image in stack.host.path(IMAGES).glob(f"{one.name}.cf-*"):
-        image.unlink()
-    stack.coldframe("vm", "forget", str(one.uuid))
+    wait_until("no host", lambda: stack.coldframe("vm", "show", str(one.uuid))["host"] is None, 20, every_s=0.2)
+    stack.coldframe("vm", "forget", str(one.uuid), "--disks")
+    assert not list(stack.host.path(IMAGES).glob(f"{one.name}.cf-*"))
     assert stack.coldframe("snapshot", "delete", take(stack, guest))["result"]["remarks"] == []
     assert not any(stack.host.path(Path(path)).exists() for path in bases)
     assert {target: guest.disk(target).sha256() for target in targets(guest)} == mine

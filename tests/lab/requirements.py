@@ -25,6 +25,7 @@ COMMANDS = {
     "swtpm_setup": "swtpm-tools",
     "tpm2_nvwrite": "tpm2-tools",
     "mformat": "mtools",
+    "zstd": "zstd",
 }
 #: Where libraries are looked for, without asking the loader.
 LIBRARY_DIRS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64")

@@ -217,6 +217,11 @@ class History(RuleBasedStateMachine):
             assert (retired.automatic, retired.protected) == (True, False)
             assert text != ended["result"]["undo_point"]
             machine.remove(retired.uuid)
+        for operation in ended["result"]["deletions"]:
+            following = await self.world.house.ended(operation)
+            retired = machine.snapshots[UUID(following["result"]["snapshot"])]
+            assert (retired.automatic, retired.protected) == (True, False)
+            self._deleted(machine, retired.uuid, following)
         await self.world.check_nothing_to_merge(machine)
         return said
 

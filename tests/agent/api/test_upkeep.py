@@ -9,9 +9,10 @@ import pytest
 
 from agent.client import AgentProblem
 from agent.host import files
+from agent.host.image_locks import ImageLock
 from agent.transactions.plan import overlay_path
 from agent.wire.transaction import SnapshotRequest
-from agent.wire.upkeep import Leftover
+from agent.wire.upkeep import Leftover, UnwantedImage
 from tests.agent.api.conftest import VM, Host, Serving
 
 
@@ -78,3 +79,36 @@ async def test_a_check_that_takes_too_long_is_stopped(host: Host, serving: Servi
     with pytest.raises(AgentProblem) as caught:
         await serving.client.check_images([str(host.root / "images/vda.qcow2")], deep=True, timeout_s=0.000_001)
     assert caught.value.answer.code == "tool-timeout"
+
+
+def unwanted(*paths: Path) -> list[UnwantedImage]:
+    return [UnwantedImage(target=path.name[:3], path=str(path)) for path in paths]
+
+
+@pytest.mark.case("D9")
+async def test_disks_of_a_domain_that_is_gone_are_removed_all_or_none(host: Host, serving: Serving) -> None:
+    id_, images = uuid4(), host.root / "images"
+    view = await serving.client.put_transaction(id_, SnapshotRequest(vm=VM, snapshot=uuid4()))
+    await serving.client.commit(id_)
+    chains = [Path(path) for one in view.volumes for path in (one.path, one.overlay)]
+
+    async def refused(path: Path, reason: str) -> None:
+        with pytest.raises(AgentProblem, match=reason):
+            await serving.client.remove_images(unwanted(*chains, path))
+        assert all(one.exists() for one in (*chains, path))
+
+    await refused(chains[0], "win11 uses it")
+    host.hypervisor.by_uuid.pop(VM)
+    outside, link = host.root / "outside.qcow2", images / "link.qcow2"
+    outside.write_bytes(b"x")
+    link.symlink_to(chains[0])
+    await refused(outside, "outside the allowed")
+    await refused(link, "not a plain file")
+    admin = overlay(host, "admin.qcow2", backing=chains[0])
+    await refused(chains[1], f"{admin.name} stands on it")
+    admin.unlink()
+    with ImageLock.take("vda", chains[0]):  # as a reader, or a clone that is being made of it
+        await refused(chains[1], "locked by another process")
+    assert set(await serving.client.remove_images(unwanted(*chains))) == set(map(str, chains))
+    assert await serving.client.remove_images(unwanted(*chains)) == []
+    assert {path.name for path in images.iterdir()} == {link.name}

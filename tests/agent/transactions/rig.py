@@ -119,8 +119,8 @@ class Rig:
 
     def build(self) -> "Rig":
         for directory in (self.images, self.nvram.parent, self.tpm / "tpm2", self.hypervisor.directory):
-            directory.mkdir(parents=True)
-        self.state_dir.mkdir(mode=0o700)
+            directory.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
         self.nvram.write_bytes(nvram(b"A"))
         (self.tpm / "tpm2" / "tpm2-00.permall").write_bytes(permall(b"A"))
         for target in self.targets:

@@ -11,14 +11,19 @@ from uuid import UUID, uuid4
 import msgspec
 
 from agent.transactions.manager import Manager
+from agent.transactions.transfers import Transfers
+from agent.wire.archive import SentImage
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.transaction import (
     CloneRequest,
+    ComingImage,
     DeleteRequest,
     DepartRequest,
     DoomedVolume,
+    ExportRequest,
     FrozenVolume,
     HostFileRef,
+    ImportRequest,
     PlaceRequest,
     RestoreRequest,
     RevertRequest,
@@ -42,7 +47,8 @@ def change_everything(rig: Rig, pattern: int = 0x42) -> None:
 
 def snapshot_request(**changes: object) -> SnapshotRequest:
     """Ask for a snapshot of the rig's domain."""
-    return SnapshotRequest(vm=VM, snapshot=uuid4(), **changes)  # type: ignore[arg-type]  # overrides
+    values: dict[str, object] = {"vm": VM, "snapshot": uuid4(), **changes}
+    return SnapshotRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
 
 
 async def snapshot(manager: Manager, **changes: object) -> tuple[Transaction, dict[HostFileType, bytes]]:
@@ -99,7 +105,7 @@ def delete_request(taken: Transaction, children: dict[str, list[str]]) -> Delete
     """Ask to merge a snapshot's frozen files away; ``children`` by target."""
     assert taken.snapshot is not None
     volumes = [DoomedVolume(target=v.target, path=v.path, children=children.get(v.target, [])) for v in taken.volumes]
-    return DeleteRequest(vm=VM, snapshot=taken.snapshot, volumes=volumes)
+    return DeleteRequest(vm=taken.vm, snapshot=taken.snapshot, volumes=volumes)
 
 
 async def delete(manager: Manager, request: DeleteRequest, id_: UUID | None = None) -> Transaction:
@@ -175,12 +181,79 @@ class Executioner:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def export_request(taken: Transaction, **changes: object) -> ExportRequest:
+    """Ask for a snapshot's frozen files, flattened."""
+    assert taken.snapshot is not None
+    values: dict[str, object] = {
+        "vm": VM,
+        "name": "win11",
+        "snapshot": taken.snapshot,
+        "volumes": [FrozenVolume(target=v.target, path=v.path, fingerprint=v.fingerprint) for v in taken.volumes],
+        **changes,
+    }
+    return ExportRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
+
+
+Images = dict[tuple[str, int], bytes]
+
+
+async def export(manager: Manager, request: ExportRequest, id_: UUID | None = None) -> tuple[list[SentImage], Images]:
+    """Export whole, as the controller does; return what was told of the images, and their bytes."""
+    id_, transfers = id_ or uuid4(), Transfers(manager)
+    await manager.put(id_, request)
+    told = (await transfers.images(id_)).items
+    found: Images = {}
+    for image in told:
+        _, pieces = await transfers.send(id_, image.target, image.position)
+        found[image.target, image.position] = b"".join([piece async for piece in pieces])
+    await manager.abort(id_)
+    return told, found
+
+
+def import_request(
+    xml: str, told: list[SentImage], host_files: dict[HostFileType, bytes], **changes: object
+) -> ImportRequest:
+    """Ask for the domain of an archive to be put back."""
+    values: dict[str, object] = {
+        "vm": VM,
+        "name": "win11",
+        "snapshot": uuid4(),
+        "domain_xml": xml,
+        "images": [msgspec.convert(msgspec.to_builtins(one), ComingImage) for one in told],
+        "host_files": [
+            HostFileRef(type=t, format=FORMATS[t], size_bytes=len(d), sha256=hashlib.sha256(d).hexdigest())
+            for t, d in host_files.items()
+        ],
+        **changes,
+    }
+    return ImportRequest(**values)  # type: ignore[arg-type]  # a factory with overrides
+
+
+async def import_(
+    manager: Manager, request: ImportRequest, images: Images, host_files: dict[HostFileType, bytes]
+) -> Transaction:
+    """Import whole."""
+    id_, transfers = uuid4(), Transfers(manager)
+    await manager.put(id_, request)
+    for (target, position), data in images.items():
+        await transfers.receive(id_, target, position, chunks(data))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, chunks(data))
+    return await manager.commit(id_)
+
+
 async def run(manager: Manager, kind: str, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
     """Run one transaction of a kind from beginning to end."""
     if kind == "snapshot":
         await snapshot(manager)
     elif kind == "revert":
         await revert(manager, msgspec.json.decode(request, type=RevertRequest), host_files)
+    elif kind == "export":
+        await export(manager, msgspec.json.decode(request, type=ExportRequest))
+    elif kind == "import":
+        asked, images = msgspec.json.decode(request, type=tuple[ImportRequest, dict[str, bytes]])
+        parts = {name.rpartition(".")[::2]: data for name, data in images.items()}
+        await import_(manager, asked, {(target, int(at)): data for (target, at), data in parts.items()}, host_files)
     elif kind == "restore":
         await restore(manager, host_files)
     elif kind == "place":

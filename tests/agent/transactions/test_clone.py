@@ -22,7 +22,7 @@ from agent.errors import (
     StorageFailed,
     TransactionMismatch,
 )
-from agent.host import qcow2, qemu_img
+from agent.host import images, qcow2, qemu_img
 from agent.transactions.manager import Manager
 from agent.wire.transaction import ENDED
 from tests.agent.transactions import story
@@ -110,6 +110,29 @@ async def test_snapshot_that_a_linked_clone_stands_on_is_not_merged_away_under_i
     with pytest.raises(Exception, match=r"copy of win11\.cf-.* stands on it"):
         await story.delete(manager, story.delete_request(taken, tops))
     assert contents(rig) == before
+
+
+@pytest.mark.case("D5")
+async def test_what_a_clone_stands_on_is_neither_written_to_nor_removed_by_its_own_tree(
+    rig: Rig, manager: Manager
+) -> None:
+    taken, host_files = await story.snapshot(manager)
+    await story.clone(manager, story.clone_request(taken, host_files), host_files)
+    prints = {volume.path: images.fingerprint(Path(volume.path)) for volume in taken.volumes}
+    first, held = await story.snapshot(manager, vm=CLONE)
+    for target in rig.targets:
+        rig.write_disk(target, 0x61, path=rig.top(target, CLONE))
+    changed = contents(rig)
+    second, _ = await story.snapshot(manager, vm=CLONE)
+    await story.revert(manager, story.revert_request(first, held, vm=CLONE, undo=None), held)
+    assert contents(rig) != changed
+    before, source = contents(rig), rig.contents()
+    assert (await story.delete(manager, story.delete_request(second, {}))).error is None
+    tops = {target: [str(rig.top(target, CLONE))] for target in rig.targets}
+    assert (await story.delete(manager, story.delete_request(first, tops))).error is None
+    assert (contents(rig), rig.contents()) == (before, source)
+    assert {path: images.fingerprint(Path(path)) for path in prints} == prints
+    assert [qcow2.read_header(rig.top(target, CLONE)).backing for target in rig.targets] == list(prints)
 
 
 async def test_name_uuid_or_left_over_firmware_state_that_is_taken_is_refused(rig: Rig, manager: Manager) -> None:

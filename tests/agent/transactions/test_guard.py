@@ -26,9 +26,9 @@ def guards(tmp_path: Path) -> Guards:
     return Guards(tmp_path)
 
 
-def mark_starting(state_dir: Path, pid: int, start: str | None = None, boot: str | None = None) -> Path:
+def mark_starting(state_dir: Path, pid: int, start: str | None = None, boot: str | None = None, vm: UUID = VM) -> Path:
     """Leave the mark that the hook leaves, as if ``pid`` were libvirtd."""
-    path = state_dir / "starting" / str(VM)
+    path = state_dir / "starting" / str(vm)
     values = {
         "boot_id": boot or boot_id(),
         "libvirtd_pid": str(pid),

@@ -15,12 +15,17 @@ import pytest
 
 from agent.transactions.manager import Manager
 from agent.wire.host_file import HostFileType
+from agent.wire.transaction import Transaction
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
-KINDS = ("snapshot", "revert", "restore", "delete", "delete-down", "delete-mixed", "clone", "full-clone")
-CLONES = ("clone", "full-clone")
+KINDS = (
+    *("snapshot", "revert", "restore", "delete", "delete-down", "delete-mixed"),
+    *("clone", "full-clone", "export", "import"),
+)
+#: What leaves the domain alone and makes another one, or nothing.
+NEW = ("clone", "full-clone", "export", "import")
 #: Which disks hold more below than above, so that their children are committed down and not rebased.
 HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
 
@@ -34,7 +39,7 @@ def processes() -> ForkServerContext:
 
 async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     """Bring a host to the moment before the transaction, and give the request."""
-    rig = Rig(root).build()
+    rig = Rig(root, disks=1 if kind in {"export", "import"} else 2).build()
     manager = rig.manager()
     if kind == "snapshot":
         return rig, (b"", {})
@@ -47,12 +52,24 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
         return rig, (b"", host_files)
     if kind == "revert":
         return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
-    if kind in CLONES:
+    if kind in {"export", "import"}:
+        return rig, await archive(manager, kind, taken, host_files)
+    if kind in NEW:
         asked = story.clone_request(taken, host_files, mode="full" if kind == "full-clone" else "linked")
         return rig, (msgspec.json.encode(asked), host_files)
     second, _ = await story.snapshot(manager)
     children = {volume.target: [volume.path] for volume in second.volumes}
     return rig, (msgspec.json.encode(story.delete_request(taken, children)), {})
+
+
+async def archive(manager: Manager, kind: str, taken: Transaction, host_files: dict[HostFileType, bytes]) -> Prepared:
+    if kind == "export":
+        return msgspec.json.encode(story.export_request(taken)), {}
+    told, sent = await story.export(manager, story.export_request(taken, flat=False))
+    changes = {"vm": story.CLONE, "name": "copy of win11", "renew": True}
+    wanted = story.import_request(taken.domain_xml, told, host_files, **changes)
+    images = {f"{target}.{position}": data for (target, position), data in sent.items()}
+    return msgspec.json.encode((wanted, images)), host_files
 
 
 async def points_of(tmp_path: Path, kind: str) -> list[str]:
@@ -96,9 +113,9 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     """Hold that nothing is in between: contents, files, guards and definition are of one state or the other."""
     assert rig.guards.all() == {}, point
     new = rig.contents()
-    if kind in CLONES:
+    if kind in NEW:
         assert new == old, point
-        check_clone(rig, point, rig.files() - before)
+        check_new(rig, point, rig.files() - before)
         return
     added = {path for path in rig.files() - before if path.startswith("images/")}
     own = {"nvram/win11_VARS.fd", f"swtpm/{VM}/tpm2/tpm2-00.permall"}  # put back where they were lost
@@ -121,8 +138,8 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     assert {rig.top(target).exists() for target in rig.targets} == {True}, point
 
 
-def check_clone(rig: Rig, point: str, added: set[str]) -> None:
-    """Hold that a clone is there with all that belongs to it, or that nothing of it is."""
+def check_new(rig: Rig, point: str, added: set[str]) -> None:
+    """Hold that a new domain is there with all that belongs to it, or that nothing of it is."""
     assert not [path for path in added if ".coldframe-" in path], point
     made = f"libvirt/{story.CLONE}.xml" in added
     assert made or not added, point

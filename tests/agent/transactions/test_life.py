@@ -1,6 +1,7 @@
 """The life of a transaction: leases, repeats, aborts, and libvirt that is away."""
 
 import asyncio
+import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from agent.errors import (
 from agent.transactions.manager import Manager
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
+from tests.agent.transactions.test_guard import mark_starting
 
 
 @pytest.mark.case("S15")
@@ -158,6 +160,53 @@ async def test_recovery_without_libvirt_undoes_at_once_and_redoes_when_it_is_bac
     await other.tick()
     assert other.get(id_).state == "committed"
     assert undone.guards.all() == redone.guards.all() == {}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.mark.case("F1")
+async def test_recovery_that_meets_a_start_undoes_once_the_start_is_over(rig: Rig) -> None:
+    def dies(name: str) -> None:
+        if name == "before raise-guard":
+            raise Killed
+
+    id_, asked = uuid4(), story.snapshot_request()
+    with pytest.raises(Killed):
+        await rig.manager(dies).put(id_, asked)
+    mark = mark_starting(rig.state_dir, os.getpid(), vm=VM)  # nothing was guarded yet, so the domain may start
+    manager = rig.manager()
+    await manager.recover()
+    await manager.tick()
+    assert manager.get(id_).state == "aborting"
+    with pytest.raises(TransactionEnded):
+        await manager.commit(id_)
+    mark.unlink()
+    await manager.tick()
+    assert (manager.get(id_).state, rig.guards.all()) == ("aborted", {})
+    assert (await story.snapshot(manager))[0].state == "committed"
+
+
+async def test_commit_that_recovery_could_not_take_up_is_redone_later(rig: Rig) -> None:
+    def dies(name: str) -> None:
+        if name == "after journal commit":
+            raise Killed
+
+    old = rig.contents()
+    with pytest.raises(Killed):
+        await story.snapshot(rig.manager(dies))
+    guard = rig.state_dir / "guards" / str(VM)
+    ours = guard.read_text()
+    guard.write_text(ours.replace("transaction=", "transaction=broken-"))  # it can be read by nobody
+    manager = rig.manager()
+    await manager.recover()
+    await manager.tick()
+    (left,) = manager.all()
+    assert left.state == "committing"
+    guard.write_text(ours)
+    await manager.tick()
+    assert (manager.get(left.id).state, rig.guards.all(), rig.contents()) == ("committed", {}, old)
 
 
 async def test_libvirt_away_at_prepare_is_a_clear_error_and_nothing_is_left(rig: Rig, manager: Manager) -> None:

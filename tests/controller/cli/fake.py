@@ -8,6 +8,8 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
+from agent.wire.plan import Plan
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -27,6 +29,7 @@ class FakeController:
     answers: dict[tuple[str, str], list[web.Response]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
+    plan_changes: bool = False
 
     def answer(
         self, method: str, path: str, body: Any = None, status: int = 200, kind: str = "application/json"
@@ -74,6 +77,8 @@ class FakeController:
         path = request.rel_url.raw_path
         body = msgspec.json.decode(data) if data else None
         self.asked.append(Asked(request.method, path, dict(request.query), dict(request.headers), body))
+        if self.plan_changes and request.query.get("dry_run") == "true":
+            return web.Response(body=msgspec.json.encode(Plan.example()), content_type="application/json")
         prepared = self.answers.get((request.method, path))
         if not prepared:
             return web.Response(status=500, text=f"the test prepared no answer for {request.method} {path}")

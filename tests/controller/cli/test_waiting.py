@@ -1,9 +1,13 @@
 """Waiting: the bar on a terminal, an interruption, and a controller that is away for a moment."""
 
+from uuid import UUID
+
 import msgspec
 import pytest
 
 from agent.wire.operation import WAITS_FOR_STOP, Operation, Progress
+from agent.wire.problem import Problem
+from agent.wire.snapshot import Snapshot
 from controller.cli import waiting
 from tests.controller.cli.conftest import Coldframe
 from tests.controller.cli.fake import FakeController
@@ -14,6 +18,23 @@ RUNNING = msgspec.structs.replace(
 )
 PATH = f"/v1/operations/{OPERATION.uuid}"
 WAIT = ("operation", "wait", str(OPERATION.uuid))
+
+
+def test_the_deletions_that_come_with_an_operation_are_waited_for_and_do_not_change_how_it_ends(
+    fake: FakeController, coldframe: Coldframe
+) -> None:
+    deletion = UUID("00000000-0000-4000-8000-00000000000d")
+    ended = msgspec.structs.replace(Operation.example(), result={"undo_point": None, "deletions": [str(deletion)]})
+    working = msgspec.structs.replace(Operation.example(), uuid=deletion, state="running")
+    problem = Problem(title="t", status=500, code="no-space", detail="There is no room")
+    failed = msgspec.structs.replace(working, state="failed", error=problem)
+    fake.page("/v1/snapshots", [Snapshot.example()])
+    fake.answer("POST", f"/v1/snapshots/{Snapshot.example().uuid}/revert", ended, status=202)
+    fake.answer("GET", f"/v1/operations/{deletion}", working)
+    fake.answer("GET", f"/v1/operations/{deletion}", failed)
+    done = coldframe("snapshot", "revert", str(Snapshot.example().uuid), "--json")
+    assert (done.status, done.json["state"]) == (0, "succeeded")
+    assert "There is no room" in done.err
 
 
 def test_a_terminal_gets_a_bar_on_stderr_and_stdout_stays_one_document(

@@ -70,10 +70,29 @@ async def test_a_fleet_that_is_well_has_no_findings_before_and_after_work(one: W
     assert await look(one) == []
     first = await one.snapshot()
     await one.snapshot()
+    assert (await one.clone(first, "linked")).state == "succeeded"
     await one.revert(first)
     await one.delete(first)
+    assert len(await one.hidden()) == 2
     assert await look(one) == []
     assert await repaired(one) == []
+    await one.check()
+
+
+async def test_a_base_that_a_clone_has_left_is_named_and_goes_with_the_next_deletion(one: World) -> None:
+    root, node = await one.snapshot(), await one.snapshot()
+    made = await one.clone(node, "linked")
+    linked = one.agent.vms[UUID(made.result["clones"][0]["vm"])]
+    assert (await one.revert(root, undo_point=False)).state == "succeeded"
+    assert (await one.delete(node)).state == "succeeded"
+    assert await look(one) == []
+    del one.agent.vms[linked.uuid]
+    for top in linked.tops.values():
+        del one.agent.files[top]
+    await one.db.run(vms.forget, linked.uuid)
+    assert await codes(one) == ["idle-base", "idle-base"]
+    assert (await one.delete(root)).result["remarks"] == []
+    assert await look(one) == []
     await one.check()
 
 

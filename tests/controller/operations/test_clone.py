@@ -10,6 +10,8 @@ import pytest
 
 from agent.wire.base import utc_now
 from agent.wire.operation import Operation
+from controller.errors import DisksNotRemoved, VmDefined
+from controller.forgetting import remove_disks
 from controller.models import Clone
 from controller.operations import snapshot_create, snapshot_delete
 from controller.operations.clone import Target, Wanted, WantedOfVm
@@ -159,6 +161,32 @@ async def test_a_base_that_only_a_clone_stands_on_is_merged_by_the_clones_own_ne
     deleted = await one.act("snapshot-delete", snapshot_delete.Wanted(snapshot=own), vm=vm)
     assert (deleted.state, deleted.result["remarks"]) == ("succeeded", [])
     assert await one.hidden() == {}
+
+
+@pytest.mark.case("D9")
+async def test_disks_go_with_a_vm_on_demand_unless_somebody_stands_on_them(one: World) -> None:
+    node = await one.snapshot()
+    (vm,) = made_of(await one.clone(node, "a")).values()
+    source = one.vm.uuid
+    with pytest.raises(VmDefined):
+        await remove_disks(one.db, one.hosts, source)
+    del one.agent.vms[source]
+    await look(one)
+    before = dict(one.agent.files)
+    with pytest.raises(DisksNotRemoved, match="image-refused"):
+        await remove_disks(one.db, one.hosts, source)
+    assert one.agent.files == before
+    del one.agent.vms[vm]
+    await look(one)
+    for gone in (vm, source):
+        await remove_disks(one.db, one.hosts, gone)
+        await remove_disks(one.db, one.hosts, gone)  # a call that died before the records went is repeated
+        await one.db.run(vms.forget, gone)
+    assert one.agent.files == {}
+
+
+async def look(one: World) -> None:
+    await one.db.run(vms.record_inventory, HOST, await one.hosts.client(HOST).vms(), utc_now())
 
 
 async def test_a_clone_follows_its_host_to_another_name(one: World) -> None:

@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from agent.wire.base import utc_now
+from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
 from controller.operations import snapshot_create, sync
 from controller.store import operations
-from tests.controller.world import World, define, world
+from tests.controller.world import HOST, World, define, world
 
 PUT, COMMIT = "PUT /v1/transactions/{id}", "POST /v1/transactions/{id}/commit"
+ABORT = "POST /v1/transactions/{id}/abort"
+GET, CAPTURED = "GET /v1/transactions/{id}", "GET /v1/transactions/{id}/host-files/{type}"
 
 
 @pytest.fixture
@@ -150,6 +154,64 @@ async def test_an_engine_that_was_not_heard_of_lets_go_of_what_another_has_taken
     await one.db.run(operations.renew, "another", 0.0)
     one.engine.nudge()
     assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_what_a_dead_process_ran_is_resumed_before_its_lease_has_run_out(one: World) -> None:
+    gate = Gate(one, PUT)
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await gate.reached.wait()
+    await one.kill()
+    world, pid, _, token = owners.new().rsplit("/", 3)  # a process that had our number before us
+    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}", 3600.0, take_over=True)
+    gate.opened.set()
+    async with one.new_engine() as other:
+        assert (await other.wait(first.uuid, 20)).state == "succeeded"
+    one.engine = await one.new_engine().__aenter__()
+
+
+async def test_an_engine_that_slept_past_its_lease_takes_nothing_back_and_tells_no_end(one: World) -> None:
+    """It wakes in the middle of a step: what it read before, that no commit was sent, is wrong by now."""
+    asleep, over = Gate(one, CAPTURED), Gate(one, GET)
+
+    async def hold(number: int, call: str) -> None:
+        for gate in (asleep, over):
+            await gate.hold(number, call)
+
+    one.agent.on_call, one.agent.linger = hold, 1
+    first = await one.submit("snapshot-create", snapshot_create.Wanted())
+    await asleep.reached.wait()
+    sleeper = one.engine
+    sleeper._drop_lost = partial(asyncio.sleep, 0)  # type: ignore[method-assign]  # it does not learn of it in time
+    await one.db.run(operations.renew, sleeper.owner, 0.0)
+    async with one.new_engine() as other:
+        await over.reached.wait()  # the host has committed, and the other engine does not know it yet
+        asleep.opened.set()  # what the sleeper asks for is there no more
+        while sleeper._jobs:
+            await asyncio.sleep(0.001)
+        over.opened.set()
+        ended = await other.wait(first.uuid, 20)
+    assert (ended.state, [item.state for item in await one.tree()]) == ("succeeded", ["ready"])
+
+
+async def test_a_commit_that_was_refused_is_taken_back_only_once_the_host_has_aborted(one: World) -> None:
+    """A copy of the commit may still be on its way, and finds what it commits until then."""
+    one.agent.refuse[COMMIT] = one.agent.refuse[ABORT] = "storage-failed"
+    ended = await one.create(name="1")
+    assert ended.error is not None
+    assert (ended.error.code, [item.state for item in await one.tree()]) == ("outcome-unknown", ["creating"])
+    one.agent.refuse.clear()
+    (late,) = one.agent.transactions
+    await one.hosts.client(HOST).commit(late)
+    await one.snapshot(name="2")
+    assert [(item.name, item.state) for item in await one.tree()] == [("1", "ready"), ("2", "ready")]
+
+
+async def test_a_commit_that_was_refused_and_aborted_fails_with_the_hosts_reason(one: World) -> None:
+    one.agent.refuse[COMMIT] = "storage-failed"
+    ended = await one.create()
+    assert ended.error is not None
+    assert (ended.error.code, await one.tree()) == ("storage-failed", [])
+    assert [view.view.state for view in one.agent.transactions.values()] == ["aborted"]
 
 
 async def test_a_stopped_engine_hands_its_work_to_the_next_at_once(one: World) -> None:

@@ -1,108 +1,36 @@
-"""Every step of every operation, broken in every way: records and host agree, and the work can be done again.
+"""Every point of every operation, with every fault: records and host agree, and the work can be done again.
 
-The steps are those of a recorded good run, not a list kept by hand: a step that is added is broken from then on.
+The points are those that a good run passes, not a list kept by hand: one that is added is struck from then on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from agent.wire.operation import Operation
+from agent.web.errors import Error
+from agent.wire.operation import OPERATION_ENDED, Operation
 from agent.wire.snapshot import Snapshot
-from controller.errors import DatabaseFailed
-from controller.operations import restore_host_files
-from controller.operations.clone import Target, WantedOfVm
 from controller.store import operations
 from tests.controller.fake_agent import Fault
-from tests.controller.world import World, world
+from tests.controller.scenarios import SCENARIOS, Scenario
+from tests.controller.strike import SECRET, Stage, Strike, staged
+from tests.controller.world import PATIENT, World
+from tests.visits import Visit
 
-SECRET = "correct horse battery staple"
-
-
-async def take(one: World) -> Operation:
-    return await one.create(name="second")
-
-
-async def go_back(one: World) -> Operation:
-    first = (await one.tree())[0]
-    return await one.revert(first.uuid)
+pytestmark = pytest.mark.parametrize("name", SCENARIOS)
 
 
-async def take_slowly(one: World) -> Operation:
-    one.agent.linger = 2  # libvirt is away for a moment, say: the host has decided and is not done
-    return await one.create(name="second")
-
-
-async def clone(one: World) -> Operation:
-    first = (await one.tree())[0]
-    return await one.clone(first.uuid, "a", "b", tpm="copy")
-
-
-async def clone_as_it_stands(one: World) -> Operation:
-    return await one.act("vm-clone", WantedOfVm(targets=[Target(name="a")]))
-
-
-async def remove(one: World) -> Operation:
-    first = (await one.tree())[0]
-    return await one.delete(first.uuid)
-
-
-async def remove_sibling(one: World) -> Operation:
-    """Leave a hidden base with one child, so that it goes in the same operation."""
-    second = next(item for item in await one.tree() if item.name == "second")
-    return await one.delete(second.uuid)
-
-
-async def put_back(one: World) -> Operation:
-    first = (await one.tree())[0]
-    return await one.act(
-        "vm-restore-host-files", restore_host_files.Wanted(types=["nvram", "tpm"], snapshot=first.uuid)
-    )
-
-
-Scenario = Callable[[World], Coroutine[Any, Any, Operation]]
-SCENARIOS: dict[str, Scenario] = {
-    "create": take,
-    "create-slowly": take_slowly,
-    "revert": go_back,
-    "delete": remove,
-    "clone": clone,
-    "clone-vm": clone_as_it_stands,
-    "delete-hidden": remove_sibling,
-    "restore": put_back,
-}
-
-
-@asynccontextmanager
-async def prepared(tmp_path: Path, scenario: str) -> AsyncIterator[World]:
-    """A VM on a snapshot, its host files changed since; for a revert there is an older undo point too."""
-    async with world(tmp_path) as one:
-        first = await one.snapshot(name="first")
-        if scenario == "revert":
-            assert (await one.revert(first)).state == "succeeded"
-        if scenario == "delete-hidden":
-            await one.snapshot(name="second")
-            assert (await one.revert(first, undo_point=False)).state == "succeeded"
-            assert (await one.delete(first)).state == "succeeded"
-        one.vm.host_files = {"nvram": b"nvram since", "tpm": b"tpm since"}
-        one.agent.calls.clear()
-        one.db.steps = 0
-        yield one
-
-
-async def recorded(tmp_path: Path, scenario: str) -> tuple[list[str], int]:
-    """Return the calls and the number of database steps of a good run."""
-    async with prepared(tmp_path, scenario) as one:
-        operation = await SCENARIOS[scenario](one)
+async def good_run(stage: Stage, scenario: Scenario) -> tuple[list[str], int]:
+    """Return the points and the number of calls of a run that nothing happens to."""
+    async with stage.world() as one:
+        operation = await scenario.act(one)
         assert operation.state == "succeeded", operation.error
+        points = [one for one in stage.striker.heard if one.endswith(" #1") or not scenario.once]
+        calls = len(one.agent.calls)
         await one.check()
-        return list(one.agent.calls), one.db.steps
+        return points, calls
 
 
 def shown(tree: list[Snapshot]) -> list[tuple[Any, ...]]:
@@ -110,119 +38,148 @@ def shown(tree: list[Snapshot]) -> list[tuple[Any, ...]]:
     return [(one.uuid, one.parent, one.current, one.state, one.volumes, one.backup_files) for one in tree]
 
 
-async def survives(one: World, scenario: str) -> Operation:
+async def attempt(one: World, scenario: Scenario) -> Operation | None:
+    """Ask for it under a fault; None where the caller himself got no answer. All that was begun has ended then."""
+    try:
+        operation: Operation | None = await scenario.act(one)
+    except (Error, RuntimeError, ConnectionResetError):
+        operation = None
+    one.engine.nudge()
+    await all_ended(one)
+    return operation
+
+
+async def all_ended(one: World) -> list[Operation]:
+    """Wait until every operation has ended; newest first."""
+    async with asyncio.timeout(20):
+        while True:
+            version = one.db.version
+            found = (await one.db.run(operations.page, 1000)).items
+            if all(each.state in OPERATION_ENDED for each in found):
+                return found
+            await one.db.changed(version)
+
+
+async def survives(one: World, scenario: Scenario) -> None:
     """Run it under a fault; then all agrees, a failure changed nothing, and trying again succeeds (S6)."""
     before, host_files = shown(await one.tree()), dict(one.vm.host_files)
     tops = dict(one.vm.tops)
-    operation = await SCENARIOS[scenario](one)
-    await one.mend()
-    await one.check()
-    if operation.state == "failed":
+    operation = await attempt(one, scenario)
+    await mended(one, scenario)
+    if operation is not None and operation.state == "failed":
         assert operation.error is not None
         assert operation.error.detail
-    known = operation.error is not None and operation.error.code != "outcome-unknown"
-    if operation.state == "failed" and known and scenario != "clone-vm":  # its snapshot is an ordinary one and stays
-        assert shown(await one.tree()) == before
-        assert (one.vm.host_files, one.vm.tops) == (host_files, tops)
+        if operation.error.code != "outcome-unknown" and not scenario.parts_stand:
+            assert shown(await one.tree()) == before
+            assert (one.vm.host_files, one.vm.tops) == (host_files, tops)
+    assert SECRET not in str(await all_ended(one))
     if shown(await one.tree()) == before:
-        again = await SCENARIOS[scenario](one)
+        again = await scenario.act(one)
         assert again.state == "succeeded", again.error
         await one.check()
-    return operation
+
+
+async def mended(one: World, scenario: Scenario) -> None:
+    """End all faults; records and host agree then."""
+    await one.mend()
+    if scenario.mends:
+        assert (await scenario.act(one)).state == "succeeded"
+    await one.check()
+
+
+async def is_resumed(one: World, scenario: Scenario, stage: Stage) -> Operation | None:
+    """Begin it, wait until the controller has died in it, restart; return how it ended, where it was begun."""
+    begun = asyncio.ensure_future(scenario.act(one))
+    while not stage.striker.dead and not begun.done():
+        await asyncio.sleep(0.001)
+    begun.cancel()
+    await asyncio.gather(begun, return_exceptions=True)
+    await one.lie_down()
+    stage.striker.begin()
+    await one.restart(patience=PATIENT)
+    of_kind = [each for each in await all_ended(one) if each.kind == scenario.kind]
+    await mended(one, scenario)
+    return of_kind[0] if of_kind else None
+
+
+@pytest.mark.case("F2")
+async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: str, visit: Visit) -> None:
+    scenario = SCENARIOS[name]
+    async with staged(tmp_path, scenario.begin) as stage:
+        for point in (await good_run(stage, scenario))[0]:
+            async with stage.world() as one:
+                stage.striker.begin(point, "kill")
+                operation = await is_resumed(one, scenario, stage)
+                # The agent lived on, so that it could be done.
+                assert operation is None or operation.state == "succeeded", (point, operation)
+            visit(point.rpartition(" #")[0])
+    visit(f"operation {scenario.kind}")
 
 
 @pytest.mark.case("B5")
 @pytest.mark.case("S4")
 @pytest.mark.case("S6")
-@pytest.mark.parametrize("fault", ["refuse", "drop-before", "drop-after", "crash"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_any_call_to_the_agent_may_fail(tmp_path: Path, scenario: str, fault: Fault) -> None:
-    (tmp_path / "good").mkdir()
-    calls, _ = await recorded(tmp_path / "good", scenario)
-    for number in range(len(calls)):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        async with prepared(directory, scenario) as one:
-            one.agent.faults[number] = fault
-            await survives(one, scenario)
+@pytest.mark.case("F4")
+async def test_any_point_may_fail_and_tells_nothing_secret(tmp_path: Path, name: str) -> None:
+    """Among these are the requests that are lost, and the answers."""
+    await struck_everywhere(tmp_path, SCENARIOS[name], "fail")
 
 
-@pytest.mark.case("B5")
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_any_step_through_the_database_may_fail_and_tells_nothing_secret(tmp_path: Path, scenario: str) -> None:
-    (tmp_path / "good").mkdir()
-    _, steps = await recorded(tmp_path / "good", scenario)
-    for number in range(steps):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        async with prepared(directory, scenario) as one:
-            # By turns an error of ours and one that nobody foresaw.
-            breakage = DatabaseFailed(reason="disk full") if number % 2 else RuntimeError(SECRET)
-            one.db.break_at, one.db.breakage = number, partial(_same, breakage)
-            operation = await survives(one, scenario)
-            assert SECRET not in str(operation)
+@pytest.mark.case("F4")
+async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: str) -> None:
+    await struck_everywhere(tmp_path, SCENARIOS[name], "sleep")
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_the_controller_may_die_at_any_step_through_the_database(
-    tmp_path: Path, scenario: str, after: bool
+async def struck_everywhere(tmp_path: Path, scenario: Scenario, strike: Strike) -> None:
+    async with staged(tmp_path, scenario.begin) as stage:
+        points, _ = await good_run(stage, scenario)
+        for point in half(points) if strike == "fail" else while_leased(points):
+            async with stage.world() as one:
+                stage.striker.begin(point, strike)
+                await survives(one, scenario)
+
+
+def half(points: list[str]) -> list[str]:
+    """Leave out every second commit, by turns the moment before and the one after: each is killed at above."""
+    commits = [point for point in points if " database " in point]
+    left_out = {point for number, point in enumerate(commits) if number % 4 in {1, 2}}
+    return [point for point in points if point not in left_out]
+
+
+def while_leased(points: list[str]) -> list[str]:
+    """Return the points at which a lease can run out."""
+    begun = [number for number, point in enumerate(points) if "put_transaction" in point]
+    ended = [number for number, point in enumerate(points) if "message commit" in point]
+    return points[begun[0] : ended[-1] + 1] if begun else []
+
+
+@pytest.mark.case("F4")
+@pytest.mark.parametrize("fault", ["refuse", "crash", "twice"])
+async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
+    tmp_path: Path, name: str, fault: Fault
 ) -> None:
-    (tmp_path / "good").mkdir()
-    _, steps = await recorded(tmp_path / "good", scenario)
-    for number in range(steps):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        async with prepared(directory, scenario) as one:
-            one.db.break_at, one.db.after = number, after
-            await dies_and_is_resumed(one, scenario, partial(_reached, one, number))
+    scenario = SCENARIOS[name]
+    async with staged(tmp_path, scenario.begin) as stage:
+        for number in range((await good_run(stage, scenario))[1]):
+            async with stage.world() as one:
+                one.agent.faults[number] = fault
+                await survives(one, scenario)
 
 
-@pytest.mark.parametrize("fault", ["drop-before", "drop-after"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_the_controller_may_die_at_any_call_to_the_agent(tmp_path: Path, scenario: str, fault: Fault) -> None:
-    (tmp_path / "good").mkdir()
-    calls, _ = await recorded(tmp_path / "good", scenario)
-    for number in range(len(calls)):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        async with prepared(directory, scenario) as one:
-            one.agent.faults[number] = fault
-            seen = asyncio.Event()
-
-            async def die(call: int, _: str, one: World = one, number: int = number, seen: Any = seen) -> None:
-                if call == number:
-                    seen.set()
-                    for _job, task in one.engine._jobs.values():
-                        task.cancel()
-
-            one.agent.on_call = die
-            await dies_and_is_resumed(one, scenario, seen.is_set)
-
-
-async def dies_and_is_resumed(one: World, scenario: str, dead: Callable[[], bool]) -> None:
-    """Begin it, wait until the controller has died in it, restart: it ends, whole, since the agent lived on."""
-    begun = asyncio.create_task(SCENARIOS[scenario](one))
-    while not (dead() and not one.engine._jobs) and not begun.done():
-        await asyncio.sleep(0)
-    begun.cancel()
-    await asyncio.gather(begun, return_exceptions=True)
-    one.agent.faults.clear()
-    one.agent.on_call, one.db.break_at = None, None
-    await one.restart()
-    operation = await one.ended(await newest(one))
-    assert operation.state == "succeeded", operation.error
-    await one.mend()
-    await one.check()
-
-
-def _reached(one: World, number: int) -> bool:
-    return one.db.steps > number
-
-
-def _same(breakage: BaseException) -> BaseException:
-    return breakage
-
-
-async def newest(one: World) -> UUID:
-    return (await one.db.run(operations.page, 1)).items[0].uuid
+@pytest.mark.case("F3")
+async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, name: str) -> None:
+    scenario = SCENARIOS[name]
+    async with staged(tmp_path, scenario.begin) as stage:
+        for point in (await good_run(stage, scenario))[0]:
+            if " message " not in point:
+                continue
+            async with stage.world() as one:
+                before = shown(await one.tree())
+                stage.striker.begin(point, "kill both")
+                operation = await is_resumed(one, scenario, stage)
+                assert (
+                    operation is None
+                    or operation.state == "succeeded"
+                    or shown(await one.tree()) == before
+                    or scenario.parts_stand
+                )

@@ -6,10 +6,11 @@ from uuid import UUID
 
 import pytest
 
+from agent.wire.snapshot import EditSnapshot
 from agent.wire.transaction import RevertRequest
 from controller.models import Content
-from controller.store import backup_files, groups, snapshots
-from tests.controller.world import World, world
+from controller.store import backup_files, deletions, groups, operations, snapshot_edit, snapshots
+from tests.controller.world import HOST, World, world
 
 
 @pytest.fixture
@@ -44,11 +45,38 @@ async def test_the_undo_point_brings_back_the_state_before_and_only_the_newest_i
     back = await one.revert(UUID(undone.result["undo_point"]))
     assert back.state == "succeeded", back.error
     assert one.vm.host_files == {"nvram": b"later", "tpm": b"later too"}
-    # The VM stands on the older undo point, so it stays until nothing does.
-    assert len(await undo_points(one)) == 2
+    # The VM stands on the older undo point, so its data are moved by a deletion of its own.
+    (deletion,) = back.result["deletions"]
+    assert (await one.ended(UUID(deletion))).state == "succeeded"
+    assert await undo_points(one) == [UUID(back.result["undo_point"])]
+    assert one.vm.host_files == {"nvram": b"later", "tpm": b"later too"}
     again = await one.revert(first)
     third = await one.revert(first)
     assert third.result["retired_undo_points"] == [again.result["undo_point"]]
+
+
+@pytest.mark.case("R8")
+@pytest.mark.case("D10")
+async def test_an_older_undo_point_that_is_protected_stays_and_so_does_one_that_is_the_last_by_then(one: World) -> None:
+    first = await one.snapshot()
+    older = UUID((await one.revert(first)).result["undo_point"])
+    await one.db.run(snapshot_edit.edit, older, EditSnapshot(protected=True))
+    back = await one.revert(older)
+    assert back.result["deletions"] == []
+    newer = UUID(back.result["undo_point"])
+    await one.db.run(snapshot_edit.edit, older, EditSnapshot(protected=False))
+    one.vm.state = "running"
+    queued = await one.db.run(deletions.retire, one.vm.uuid, HOST, [older], UUID(int=1))
+    one.engine.nudge()
+    assert (await one.engine.wait(queued[0], 20)).is_parked
+    assert await one.db.run(deletions.retire, one.vm.uuid, HOST, [older], UUID(int=2)) == queued
+    await one.db.run(operations.cancel, queued[0])
+    one.vm.state = "shut-off"
+    assert (await one.delete(newer)).state == "succeeded"
+    queued = await one.db.run(deletions.retire, one.vm.uuid, HOST, [older], UUID(int=3))
+    one.engine.nudge()
+    assert (await one.ended(queued[0])).state == "cancelled"
+    assert await undo_points(one) == [older]
 
 
 async def test_without_an_undo_point_none_is_made(one: World) -> None:

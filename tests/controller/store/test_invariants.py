@@ -35,9 +35,6 @@ BREAKS: dict[str, Callable[[], object]] = {
         VolumeSnapshot.update(snapshot=SOME).where(VolumeSnapshot.id == 1).execute()
     ),
     "is hidden and has a snapshot": lambda: VolumeSnapshot.update(hidden=True).execute(),
-    "carries nothing": lambda: (
-        VolumeSnapshot.update(hidden=True, snapshot=None, path="/images/base").where(VolumeSnapshot.id == 1).execute()
-    ),
     "is called complete": lambda: BackupFile.delete().where(BackupFile.type == "tpm").execute(),
     "still has backup files": lambda: Snapshot.update(ungrouped=True).execute(),
     "has lost its parent": lambda: Snapshot.update(parent=SOME).execute(),

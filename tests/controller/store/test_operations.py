@@ -99,8 +99,7 @@ async def test_a_claim_is_won_once(db: Database) -> None:
 async def test_a_running_operation_can_be_taken_over_only_when_its_lease_ran_out_or_by_decision(db: Database) -> None:
     uuid = await enqueue(db, uuid4())
     await claim(db, "dead")
-    assert [job.operation.uuid for job in await db.run(operations.unfinished, "me")] == [uuid]
-    assert await db.run(operations.unfinished, "dead") == []
+    assert [(job.operation.uuid, job.owner) for job in await db.run(operations.unfinished)] == [(uuid, "dead")]
     assert not await db.run(operations.claim, uuid, "me", LEASE_S)
     await db.run(lambda: Operation.update(lease_until=utc_now() - timedelta(seconds=1)).execute())
     assert await db.run(operations.claim, uuid, "me", LEASE_S)

@@ -1,15 +1,4 @@
-"""The HTTP client of one agent.
-
-Every method is one call of the agent's API, typed. Two errors come out of it: AgentProblem where the agent
-answered with a Problem, AgentUnreachable where there was no usable answer (refused, timed out, cut, not our
-agent's certificate). After AgentUnreachable the caller does not know whether the call had its effect: every
-changing call of the agent can be repeated with the same id, so repeat it or ask.
-
-Deadlines (Timeouts): ``connect_s`` for a connection; ``read_s`` for an answer that the agent gives from its own
-knowledge or from libvirt (the agent's own deadline for libvirt is 10 s, so 30 s is enough to hear its 504);
-``work_s`` for prepare, commit and abort, which copy host files and call qemu-img (the agent ends these by itself
-well before); a long poll has its own ``wait_s`` plus ``read_s``.
-"""
+"""How an agent is reached: connections, deadlines, and what can go wrong on the way."""
 
 import asyncio
 import hashlib
@@ -17,7 +6,7 @@ import io
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -30,20 +19,8 @@ from aiohttp.client_exceptions import UnixClientConnectorError
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import Page
-from agent.wire.event import HostEvents
-from agent.wire.host import HostFacts
-from agent.wire.host_file import HostFile, HostFiles, HostFileType
 from agent.wire.problem import Problem
-from agent.wire.transaction import Transaction, TransactionRequest
-from agent.wire.upkeep import (
-    CheckedImages,
-    CheckImages,
-    ImageState,
-    Leftovers,
-    RemovedLeftovers,
-    RemoveLeftovers,
-)
-from agent.wire.vm import Disk, HostVm
+from agent.wire.transaction import Transaction
 
 T = TypeVar("T")
 
@@ -95,7 +72,7 @@ class HostFileContent:
     sha256: str
 
 
-class AgentClient:
+class Transport:
     """One agent by its URL: ``http://…``, ``https://…`` or ``unix:///path``.
 
     ``fingerprint`` (SHA-256 of the certificate, hex, colons allowed) pins an https agent in place of a CA.
@@ -143,111 +120,6 @@ class AgentClient:
         """Use another address from the next call on. Calls under way end as AgentUnreachable: repeat them."""
         self._aim(url, token, fingerprint)
         await self.close()
-
-    async def host(self, controller: str | None = None) -> HostFacts:
-        """Return the host's facts; with ``controller`` (an address) the route towards it too."""
-        return await self._get("/v1/host", HostFacts, {"controller": controller} if controller else {})
-
-    async def vms(self) -> list[HostVm]:
-        """Return every domain of the host, all pages."""
-        return await self._all("/v1/vms", Page[HostVm])
-
-    async def vm(self, uuid: UUID) -> HostVm:
-        """Return one domain. AgentProblem ``domain-not-found``."""
-        return await self._get(f"/v1/vms/{uuid}", HostVm)
-
-    async def disks(self, uuid: UUID) -> list[Disk]:
-        """Return the domain's disks with their chains."""
-        return await self._all(f"/v1/vms/{uuid}/disks", Page[Disk])
-
-    async def host_files(self, uuid: UUID) -> HostFiles:
-        """Return what host files the domain has and which are missing, without their bytes."""
-        return await self._get(f"/v1/vms/{uuid}/host-files", HostFiles)
-
-    async def read_host_file(
-        self, uuid: UUID, type: HostFileType, if_none_match: str | None = None
-    ) -> HostFileContent | None:
-        """Return a host file's bytes; None where it still has the SHA-256 ``if_none_match``."""
-        headers = {"If-None-Match": f'"{if_none_match}"'} if if_none_match else {}
-        return await self._content(f"/v1/vms/{uuid}/host-files/{type}", headers)
-
-    async def write_host_file(
-        self, uuid: UUID, type: HostFileType, data: bytes, if_match: str | None = None
-    ) -> HostFile:
-        """Replace a host file of a domain that is shut off; ``if_match`` is the SHA-256 it must have now."""
-        headers = {"If-Match": f'"{if_match}"'} if if_match else {}
-        return await self._put(f"/v1/vms/{uuid}/host-files/{type}", data, _sha256(data), HostFile, headers)
-
-    async def put_transaction(self, id: UUID, request: TransactionRequest) -> Transaction:
-        """Begin a transaction and wait until it is prepared. The same id with the same request answers the same."""
-        return await self._json(
-            "PUT", f"/v1/transactions/{id}", Transaction, body=request, total_s=self._timeouts.work_s
-        )
-
-    async def transaction(self, id: UUID) -> Transaction:
-        """Return how a transaction stands, or ended. AgentProblem ``transaction-not-found``."""
-        return await self._get(f"/v1/transactions/{id}", Transaction)
-
-    async def transactions(self) -> list[Transaction]:
-        """Return every transaction that the agent remembers, all pages."""
-        return await self._all("/v1/transactions", Page[Transaction])
-
-    async def captured(self, id: UUID, type: HostFileType) -> bytes:
-        """Return a host file that a transaction captured, checked against its hash."""
-        content = await self._content(f"/v1/transactions/{id}/host-files/{type}", {})
-        if content is None:
-            raise AgentUnreachable(url=self.url, reason="304 to a request without a condition")
-        return content.data
-
-    async def upload(self, id: UUID, type: HostFileType, data: bytes, sha256: str | None = None) -> Transaction:
-        """Hand over a host file that a revert puts back. ``sha256`` is what the request announced."""
-        return await self._put(
-            f"/v1/transactions/{id}/host-files/{type}", data, sha256 or _sha256(data), Transaction, {}
-        )
-
-    async def commit(self, id: UUID) -> Transaction:
-        """Commit; committed already is fine. A delete answers ``committing``: poll transaction()."""
-        return await self._post(id, "commit")
-
-    async def abort(self, id: UUID) -> Transaction:
-        """Undo what was prepared; aborted already is fine."""
-        return await self._post(id, "abort")
-
-    async def renew(self, id: UUID) -> Transaction:
-        """Extend the lease of a prepared transaction by its own length from now."""
-        return await self._post(id, "renew")
-
-    async def release(self, uuid: UUID) -> HostVm:
-        """Let a domain start again: abort what is prepared for it, remove a guard that was left behind."""
-        return await self._json("POST", f"/v1/vms/{uuid}/release", HostVm, total_s=self._timeouts.work_s)
-
-    async def accept_blank(self, uuid: UUID) -> HostVm:
-        """Let the domain's next start through although a host file is missing or empty."""
-        return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)
-
-    async def check_images(
-        self, paths: Sequence[str], *, deep: bool = False, timeout_s: float = 60.0
-    ) -> list[ImageState]:
-        """Return how image files are, at most PATHS_LIMIT of them; ``timeout_s`` bounds the agent's work."""
-        body = CheckImages(paths=list(paths), deep=deep, timeout_s=timeout_s)
-        total_s = timeout_s + self._timeouts.read_s
-        return (await self._json("POST", "/v1/images/check", CheckedImages, body=body, total_s=total_s)).items
-
-    async def leftovers(self) -> Leftovers:
-        """Return the files that are named as Coldframe's own."""
-        return await self._get("/v1/leftovers", Leftovers)
-
-    async def remove_leftovers(self, paths: Sequence[str]) -> list[str]:
-        """Remove what ended transactions left staged; return what went."""
-        body = RemoveLeftovers(paths=list(paths))
-        return (
-            await self._json("POST", "/v1/leftovers/remove", RemovedLeftovers, body=body, total_s=self._timeouts.work_s)
-        ).removed
-
-    async def events(self, after: int, wait_s: float = 0.0) -> HostEvents:
-        """Return the events after a number, waiting for one for at most ``wait_s`` (the agent caps it at 60)."""
-        params = {"after": str(after), "wait": str(wait_s)}
-        return await self._json("GET", "/v1/events", HostEvents, params=params, total_s=wait_s + self._timeouts.read_s)
 
     async def _get(self, path: str, kind: type[T], params: dict[str, str] | None = None) -> T:
         return await self._json("GET", path, kind, params=params, total_s=self._timeouts.read_s)
@@ -297,7 +169,7 @@ class AgentClient:
                 return None
             data = await self._read(response, _HOST_FILE_LIMIT_BYTES)
             announced = response.headers.get("X-Content-SHA256", "")
-        found = _sha256(data)
+        found = sha256_of(data)
         if found != announced:
             reason = f"{len(data)} bytes with SHA-256 {found} arrived, {announced or 'none'} was announced"
             raise AgentUnreachable(url=self.url, reason=reason)
@@ -305,16 +177,28 @@ class AgentClient:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, path: str, total_s: float, *, data: bytes | None = None, **arguments: Any
+        self,
+        method: str,
+        path: str,
+        total_s: float | None,
+        *,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        **arguments: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading)."""
-        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
+        """Send a request; yields an answer below 400. Raises AgentProblem, AgentUnreachable (also while reading).
+
+        ``total_s`` None: as long as it takes, while the agent sends something within ``work_s``.
+        """
+        timeouts = self._timeouts
+        timeout = aiohttp.ClientTimeout(
+            total=total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.work_s if total_s is None else None
+        )
         try:
             self._checkpoint(f"before {method} {path}")
             async with self._open().request(
                 method,
                 self._base + path,
-                data=None if data is None else io.BytesIO(data),  # bytes above 1 MiB would be written in one piece
+                data=io.BytesIO(data) if isinstance(data, bytes) else data,  # bytes above 1 MiB would go in one piece
                 timeout=timeout,
                 allow_redirects=False,
                 ssl=self._tls if self._tls is not None else (self._pin or True),
@@ -391,7 +275,8 @@ def _reason(err: Exception) -> str:
     return f"{where}: {os.strerror(number) if number > 0 else err.os_error.strerror or err.os_error}"
 
 
-def _sha256(data: bytes) -> str:
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 as the wire carries it."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,0 +1,174 @@
+"""One scenario at least for each kind of operation: what is there before, and the operation that faults strike.
+
+A new kind needs one here (``tests/visits.py`` says so), and that is all: every fault is made to strike at every point
+that its run passes.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from agent.wire.base import Request, utc_now
+from agent.wire.operation import Operation
+from agent.wire.retention import SetRetention
+from agent.wire.upkeep import Leftover
+from agent.wire.vm import Guard
+from controller.operations import (
+    backup_host_files,
+    repair,
+    restore_host_files,
+    retention_apply,
+    ungroup,
+    verify,
+    verify_all,
+)
+from controller.operations.clone import Target, WantedOfVm
+from controller.store import contents, host_files, retention
+from tests.controller.world import HOST, World
+
+Act = Callable[[World], Awaitable[Operation]]
+
+
+async def nothing(one: World) -> None:
+    """Leave the state as every scenario has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """``prepare`` adds to a VM that stands on a snapshot ``first``; ``act`` asks for one operation of ``kind``."""
+
+    kind: str
+    act: Act
+    prepare: Callable[[World], Awaitable[None]] = nothing
+    #: Whether records and host agree only once it has succeeded.
+    mends: bool = False
+    #: Whether it is made of parts that stand for themselves: a snapshot to clone from, deletions that it asked for.
+    parts_stand: bool = False
+    #: Strike each point once, however often it comes: what it does again, other scenarios do.
+    once: bool = False
+
+    async def begin(self, one: World) -> None:
+        """Bring a fresh world to the moment before."""
+        await one.snapshot(name="first")
+        await self.prepare(one)
+        one.vm.host_files = {"nvram": b"nvram since", "tpm": b"tpm since"}
+
+
+async def named(one: World, name: str) -> UUID:
+    """Return the snapshot of a name."""
+    return next(item.uuid for item in await one.tree() if item.name == name)
+
+
+async def of_the_fleet(one: World, kind: str, wanted: Request) -> Operation:
+    """Run an operation that is about no one VM."""
+    return await one.ended((await one.engine.submit(kind, wanted, lambda: (None, None))).uuid)
+
+
+async def take(one: World) -> Operation:
+    return await one.create(name="second")
+
+
+async def take_slowly(one: World) -> Operation:
+    one.agent.linger = 2  # libvirt is away for a moment, say: the host has decided and is not done
+    return await one.create(name="second")
+
+
+async def have_an_undo_point(one: World) -> None:
+    assert (await one.revert(await named(one, "first"))).state == "succeeded"
+
+
+async def go_back(one: World) -> Operation:
+    return await one.revert(await named(one, "first"))
+
+
+async def remove(one: World) -> Operation:
+    return await one.delete(await named(one, "first"))
+
+
+async def leave_a_hidden_base(one: World) -> None:
+    """Leave a hidden base with two children, so that it goes in the same operation as the sibling."""
+    first = await named(one, "first")
+    await one.snapshot(name="second")
+    assert (await one.revert(first, undo_point=False)).state == "succeeded"
+    assert (await one.delete(first)).state == "succeeded"
+
+
+async def remove_sibling(one: World) -> Operation:
+    return await one.delete(await named(one, "second"))
+
+
+async def give_up_host_files(one: World) -> Operation:
+    return await one.act("snapshot-ungroup", ungroup.Wanted(snapshot=await named(one, "first")))
+
+
+async def check_one(one: World) -> Operation:
+    return await one.act("snapshot-verify", verify.Wanted(snapshot=await named(one, "first")))
+
+
+async def check_all(one: World) -> Operation:
+    return await of_the_fleet(one, "fleet-verify", verify_all.Wanted())
+
+
+async def leave_a_mess(one: World) -> None:
+    """Leave a guard without a transaction, a file that an ended one had staged, a row of nobody's, a dirty mark."""
+    one.vm.guard = Guard.example()
+    staged: Any = {"kind": "staged", "transaction": None, "size_bytes": 1, "mtime": utc_now(), "removable": True}
+    one.agent.leftovers = [Leftover(path="/nvram/.coldframe-old", **staged)]
+    await one.sync()
+    await one.db.run(host_files.note_started, one.vm.uuid, HOST, utc_now())
+    await one.db.run(contents.put, contents.pack(b"nobody's"))
+
+
+async def tidy(one: World) -> Operation:
+    return await of_the_fleet(one, "fleet-repair", repair.Wanted())
+
+
+async def clone_twice(one: World) -> Operation:
+    return await one.clone(await named(one, "first"), "a", "b", tpm="copy")
+
+
+async def clone_as_it_stands(one: World) -> Operation:
+    return await one.act("vm-clone", WantedOfVm(targets=[Target(name="a")]))
+
+
+async def put_host_files_back(one: World) -> Operation:
+    wanted = restore_host_files.Wanted(types=["nvram", "tpm"], snapshot=await named(one, "first"))
+    return await one.act("vm-restore-host-files", wanted)
+
+
+async def have_too_many(one: World) -> None:
+    """Leave a snapshot more than the policy keeps."""
+    await one.snapshot(name="second")
+    await one.db.run(retention.put, "last", SetRetention(vm=str(one.vm.uuid), keep_last=1))
+
+
+async def thin_out(one: World) -> Operation:
+    return await of_the_fleet(one, "retention-apply", retention_apply.Wanted(policy="last"))
+
+
+async def read(one: World) -> Operation:
+    return await one.sync()
+
+
+async def hand_out(one: World) -> Operation:
+    return await one.act("vm-backup-host-files", backup_host_files.Wanted(owners=[uuid4(), uuid4()]))
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "create": Scenario(kind="snapshot-create", act=take),
+    "create-slowly": Scenario(kind="snapshot-create", act=take_slowly),
+    "revert": Scenario(kind="snapshot-revert", prepare=have_an_undo_point, act=go_back),
+    "delete": Scenario(kind="snapshot-delete", act=remove),
+    "delete-hidden": Scenario(kind="snapshot-delete", prepare=leave_a_hidden_base, act=remove_sibling),
+    "clone": Scenario(kind="snapshot-clone", act=clone_twice),
+    "clone-vm": Scenario(kind="vm-clone", parts_stand=True, act=clone_as_it_stands),
+    "restore": Scenario(kind="vm-restore-host-files", act=put_host_files_back),
+    "retention": Scenario(kind="retention-apply", once=True, parts_stand=True, prepare=have_too_many, act=thin_out),
+    "ungroup": Scenario(kind="snapshot-ungroup", act=give_up_host_files),
+    "verify": Scenario(kind="snapshot-verify", act=check_one),
+    "verify-all": Scenario(kind="fleet-verify", once=True, act=check_all),
+    "repair": Scenario(kind="fleet-repair", mends=True, once=True, prepare=leave_a_mess, act=tidy),
+    "sync": Scenario(kind="vm-sync", act=read),
+    "backup": Scenario(kind="vm-backup-host-files", act=hand_out),
+}

@@ -1,0 +1,118 @@
+"""Faults at the controller's points, in this process: killed, failing, asleep for longer than any lease.
+
+Killed here means that from that moment on nothing the controller does reaches the database or an agent, whatever its
+handlers of errors try; what was committed and sent before stands. tests/e2e/test_controller_faults.py kills for real.
+"""
+
+import asyncio
+import copy
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import peewee
+
+from agent.wire.fleet import AddHost
+from tests.controller.fake_agent import TOKEN, FakeAgent
+from tests.controller.world import HOST, World, opened, served
+from tests.points import named
+
+Strike = Literal["kill", "fail", "sleep", "kill both"]
+SECRET = "correct horse battery staple"
+#: What the idle engine does again and again; striking once shows as much as a hundred times.
+ROUNDS = ("store.operations.renew", "store.operations.claim_next", "store.operations.claim")
+
+
+class Death(asyncio.CancelledError):
+    """The process is gone."""
+
+
+class Striker:
+    """A checkpoint that lists what it hears of, as ``name #number``, and strikes at one of them."""
+
+    def __init__(self) -> None:
+        self.sleeps: Callable[[], None] = lambda: None
+        self.begin()
+
+    def begin(self, at: str | None = None, how: Strike = "kill") -> None:
+        """Forget what was heard, live, and strike at ``at``."""
+        self.heard: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self.at, self.how = at, how
+        self.struck = self.dead = False
+
+    def __call__(self, point: str) -> None:
+        if self.dead:
+            raise Death
+        name = named(point)
+        self._counts[name] += 1
+        key = f"{name} #{self._counts[name]}"
+        if self._counts[name] == 1 or not name.endswith(ROUNDS):
+            self.heard.append(key)
+        if key == self.at and not self.struck:
+            self.struck = True
+            self._strike(name, self._counts[name])
+
+    def _strike(self, name: str, number: int) -> None:
+        if self.how in {"sleep", "kill both"}:
+            self.sleeps()  # what is prepared is undone when its lease runs out, and when an agent starts again
+        if self.how in {"kill", "kill both"}:
+            self.dead = True
+            raise Death
+        if self.how == "sleep":
+            return
+        if " message " in name:
+            raise ConnectionResetError("the network was cut")
+        if " database " in name and number % 2:
+            raise peewee.OperationalError("database or disk is full")
+        raise RuntimeError(SECRET)  # what nobody foresaw
+
+
+@dataclass
+class Stage:
+    """One prepared state of host and records, begun from as often as wanted."""
+
+    agent: FakeAgent
+    striker: Striker
+    vm: UUID
+    directory: Path
+    saved: dict[str, Any]
+    database: bytes
+    runs: int = 0
+
+    @asynccontextmanager
+    async def world(self) -> AsyncIterator[World]:
+        """Run a controller in the prepared state; the striker has heard of nothing yet."""
+        vars(self.agent).update(copy.deepcopy(self.saved))
+        self.runs += 1
+        path = self.directory / f"{self.runs}.db"
+        path.write_bytes(self.database)
+        self.striker.begin()
+        vm = self.agent.vms[self.vm]
+        async with opened(path, self.striker) as (db, hosts), World(db, self.agent, hosts, vm) as one:
+            self.agent.calls.clear()
+            self.striker.begin()
+            yield one
+            self.striker.begin()  # closing is no part of what is told
+        path.unlink()
+
+
+@asynccontextmanager
+async def staged(directory: Path, prepare: Callable[[World], Any]) -> AsyncIterator[Stage]:
+    """Bring a VM and its records to a state, and keep it."""
+    agent, striker = FakeAgent(), Striker()
+    striker.sleeps = agent.expire_leases
+    vm = agent.add_vm().uuid
+    path = directory / "prepared.db"
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(agent))
+        async with opened(path) as (db, hosts):
+            await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
+            async with World(db, agent, hosts, agent.vms[vm]) as one:
+                await prepare(one)
+        saved = {key: value for key, value in vars(agent).items() if key not in {"changed", "on_call"}}
+        yield Stage(agent, striker, vm, directory, copy.deepcopy(saved), path.read_bytes())

@@ -1,0 +1,43 @@
+"""Whose process is known to be dead."""
+
+import subprocess
+import sys
+
+from controller import owners
+
+ELSEWHERE = "11111111-2222-3333-4444-555555555555/pid:[1]/1/1/ab"
+
+
+def named_by_another_process(*, wait: str = "") -> tuple[str, "subprocess.Popen[str]"]:
+    code = f"from controller import owners; print(owners.new(), flush=True); {wait or 'pass'}"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process.stdout.readline().strip(), process
+
+
+def test_the_living_are_not_dead() -> None:
+    assert not owners.is_dead(owners.new())
+    name, process = named_by_another_process(wait="input()")
+    assert not owners.is_dead(name)
+    process.communicate("done")
+
+
+def test_a_process_that_ended_is_dead_also_before_it_is_reaped() -> None:
+    name, process = named_by_another_process(wait="input()")
+    process.kill()
+    assert process.stdout is not None
+    process.stdout.read()  # ends with the process, which is a zombie now
+    assert owners.is_dead(name)
+    process.communicate()
+    assert owners.is_dead(name)
+
+
+def test_a_reused_process_number_is_not_the_process_that_had_it() -> None:
+    world, pid, _, token = owners.new().rsplit("/", 3)
+    assert owners.is_dead(f"{world}/{pid}/1/{token}")
+
+
+def test_of_another_machine_boot_or_version_nothing_is_known() -> None:
+    assert not owners.is_dead(ELSEWHERE)
+    assert not owners.is_dead("0123456789abcdef")
+    assert not owners.is_dead("")
