@@ -24,7 +24,6 @@ from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
-from agent.transactions.journal import DomainRequest
 from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
 from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
@@ -35,6 +34,7 @@ from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
     DepartRequest,
+    DomainRequest,
     FirmwareFile,
     FrozenVolume,
     RestoreRequest,

@@ -208,13 +208,8 @@ class PlaceRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="pl
     @classmethod
     def example(cls) -> "PlaceRequest":
         """Return an example for documentation and tests."""
-        return cls(
-            vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"),
-            name="win11",
-            domain_xml="<domain type='kvm'><name>win11</name></domain>",
-            volumes=RevertRequest.example().volumes,
-            host_files=RevertRequest.example().host_files,
-        )
+        clone = CloneRequest.example()
+        return cls(vm=clone.source, name="win11", domain_xml=clone.domain_xml, host_files=clone.host_files)
 
 
 class DepartRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="depart"):
@@ -298,17 +293,10 @@ class ImportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="i
         )
 
 
-TransactionRequest = (
-    SnapshotRequest
-    | RevertRequest
-    | DeleteRequest
-    | CloneRequest
-    | RestoreRequest
-    | ExportRequest
-    | ImportRequest
-    | PlaceRequest
-    | DepartRequest
-)
+#: Work on a domain that is there; one that is made or placed is not there yet, and an export does not touch it.
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest | DepartRequest
+NewDomainRequest = CloneRequest | ImportRequest | PlaceRequest
+TransactionRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):

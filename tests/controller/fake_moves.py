@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.wire.transaction import DepartRequest, PlaceRequest, Transaction
-from tests.controller.fake_machine import FakeVm, Refusal, Running, host_file
+from agent.wire.transaction import DepartRequest, PlaceRequest, RestoreRequest, Transaction
+from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 if TYPE_CHECKING:
     from tests.controller.fake_host import FakeHost
 
 
-def prepare(host: FakeHost, wanted: PlaceRequest | DepartRequest, view: Transaction) -> Running:
+def prepare(host: FakeHost, wanted: PlaceRequest | DepartRequest | RestoreRequest, view: Transaction) -> Running:
     """Begin a move."""
     if isinstance(wanted, DepartRequest):
         vm = host.find_vm(wanted.vm)
@@ -21,6 +21,11 @@ def prepare(host: FakeHost, wanted: PlaceRequest | DepartRequest, view: Transact
         files = [host_file(kind, data) for kind, data in captured.items()]
         facts = {"host_files": files, "expected": vm.expected, "missing": host.missing(vm)}
         return Running(wanted, msgspec.structs.replace(view, **facts), captured)
+    if isinstance(wanted, RestoreRequest):
+        vm, new = host.find_vm(wanted.vm), {ref.type: ref.sha256 for ref in wanted.host_files}
+        captured = {kind: data for kind, data in vm.host_files.items() if kind in new and digest(data) != new[kind]}
+        files = [host_file(kind, data) for kind, data in captured.items()]
+        return Running(wanted, msgspec.structs.replace(view, host_files=files), captured)
     if wanted.vm in host.vms:
         raise Refusal(409, "domain-exists", name=wanted.name)
     for volume in wanted.volumes:
