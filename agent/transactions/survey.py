@@ -28,7 +28,7 @@ from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, F
 from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
-from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
+from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
 from agent.web.errors import Error
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
@@ -91,6 +91,9 @@ class Surveyor:
         if domain.tpm_directory is not None:
             with self._objecting():
                 await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
+        if isinstance(self.request, RevertRequest | DeleteRequest) and self.objections is None:
+            for volume in self.request.volumes:
+                await asyncio.to_thread(bring_back, Path(volume.path))
         disks = await asyncio.to_thread(self._read_disks, domain)
         users = await self._users(domain)
         with self._objecting():
@@ -166,8 +169,14 @@ class Surveyor:
 
     async def _users(self, domain: Domain) -> list[Neighbour]:
         """Return what all domains use; this one as it was read under the guard."""
-        found = await self.work.inventory.neighbours()
+        found = await self.work.inventory.neighbours(complete=self._may_remove_images())
         return [Neighbour.of(domain), *(one for one in found if one.uuid != domain.uuid)]
+
+    def _may_remove_images(self) -> bool:
+        """Tell whether files may go on which a domain could stand that nobody knows of."""
+        return isinstance(self.request, DeleteRequest) or (
+            isinstance(self.request, RevertRequest) and self.request.undo is None
+        )
 
     def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
         """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
@@ -248,7 +257,8 @@ class Surveyor:
         others = [one for one in users if one.uuid != self.work.vm]
         found = {image.path for chain in frozen.values() for image in chain}
         for top in (disk.chain[0].path for disk in disks if disk.chain):
-            if dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top)):
+            stood_on = dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top))
+            if stood_on or self.work.locks.is_read(Path(top)):
                 found.add(top)
         return frozenset(found)
 
@@ -257,12 +267,10 @@ class Surveyor:
         doomed = read_doomed(self.transaction, request, users, self.limits)
         plan = plan_delete(doomed, room_of(doomed))
         for volume in (one for one in doomed if one.frozen is not None):
-            self.work.locks.take_image(volume.target, Path(volume.path))
+            self.work.locks.take_to_write(volume.target, Path(volume.path))
         for step in flat(plan.switch):
             if isinstance(step, RebaseChild | CommitChild):
                 self.work.locks.take_to_write(step.target, Path(step.child))
-            if isinstance(step, CommitChild):
-                self.work.locks.take_to_write(step.target, Path(step.frozen))
         return plan
 
 

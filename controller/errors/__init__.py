@@ -9,7 +9,7 @@
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
     │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined  VmKnown
     │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
@@ -27,6 +27,7 @@
     ├── NameInvalid                  422
     ├── SnapshotArchiveRefused       422  what was sent is not a whole and sound archive
     ├── ArchiveSourceChanged         502  a host sent other bytes for an archive than it announced
+    ├── ExportFailed                 409  its operation says why
     ├── TransferBroken               408  the caller's end of an archive's stream went away
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
@@ -38,6 +39,7 @@
 from agent.web.errors import Error
 from controller.errors.archive import (
     ArchiveSourceChanged,
+    ExportFailed,
     SnapshotArchiveRefused,
     TransferBroken,
 )
@@ -67,6 +69,7 @@ from controller.errors.conflict import (
     VmConflict,
     VmDefined,
     VmExists,
+    VmKnown,
     VmMayRun,
     VmNowhere,
 )
@@ -118,6 +121,7 @@ __all__ = [
     "DisksNotDeleted",
     "DisksNotRemoved",
     "Error",
+    "ExportFailed",
     "FrozenFileHeld",
     "HostBusy",
     "HostExists",
@@ -156,6 +160,7 @@ __all__ = [
     "VmConflict",
     "VmDefined",
     "VmExists",
+    "VmKnown",
     "VmMayRun",
     "VmNotFound",
     "VmNowhere",

@@ -119,6 +119,16 @@ class VmExists(Conflict):
     code, message = "vm-exists", "VM {name} has the UUID {vm}; nothing was changed. Use a new UUID"
 
 
+class VmKnown(Conflict):
+    """The VM of an archive, or one of its name, is there already."""
+
+    code = "vm-known"
+    message = (
+        "VM {name} ({vm}) is defined on host {host}; nothing was changed. "
+        "Import it with a new identity (--as-new NAME), or undefine that one first"
+    )
+
+
 class ClonesFailed(Conflict):
     """Some of several clones could not be made. ``clones`` names those that were, ``failed`` the others."""
 

@@ -16,6 +16,7 @@ import msgspec
 
 from agent.client import AgentClient
 from agent.web.log import kv
+from controller.archive.transfers import Streams
 from controller.db import Database
 from controller.errors import OperationCancelled
 from controller.hosts import Hosts
@@ -66,6 +67,7 @@ class Job:
     db: Database
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
+    streams: Streams = field(default_factory=Streams)
     cancelled: bool = False
     #: Another host than the operation's own, for a view of the job that ``at`` gave.
     elsewhere: str | None = None

@@ -147,6 +147,17 @@ def stale(vm: UUID, host: str, types: Iterable[HostFileType]) -> None:
         events.append("vm.host-files-stale", host=host, vm=vm, data={"types": sorted(types)})
 
 
+def unsaved(host: str) -> list[UUID]:
+    """Return the shut-off VMs of a host with a host file that ran or could not be read since its last copy."""
+    lost = HostFile.dirty_since.is_null(False) | HostFile.reason.is_null(False)
+    rows = (
+        HostFile.select(HostFile.vm)
+        .join(Vm)
+        .where(HostFile.host == host, Vm.host == host, Vm.state == "shut-off", lost)
+    )
+    return sorted({row.vm_id for row in rows})
+
+
 def vms_with_copies() -> Any:
     """Return a subquery of the VMs of which a copy is held."""
     return HostFile.select(HostFile.vm).where(HostFile.content.is_null(False))

@@ -11,7 +11,7 @@ from agent.wire import fleet as wire
 from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
-from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
+from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmKnown, VmNotFound, VmNowhere
 from controller.models import BackupFile, Clone, Host, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -80,6 +80,20 @@ def announce(uuid: UUID, name: str, host: str) -> None:
         if Vm.get_or_none(Vm.uuid == uuid) is None:
             there = Host.get_or_none(Host.name == host)
             Vm.create(uuid=uuid, name=name, host=there, state="unknown", firmware="bios", disks=[])
+
+
+def retract(uuid: UUID) -> None:
+    """Take back that a VM was announced, where no host has shown it. Again: no effect."""
+    with write():
+        if Vm.get_or_none(Vm.uuid == uuid) is not None:
+            _settle(uuid, None)
+
+
+def require_unknown(uuid: UUID, name: str) -> None:
+    """Raise VmKnown where a host defines a VM of this UUID or of this name."""
+    row = Vm.get_or_none(((Vm.uuid == uuid) | (Vm.name == name)) & Vm.host.is_null(False))
+    if row is not None:
+        raise VmKnown(vm=row.uuid, name=row.name, host=row.host_id)
 
 
 def get(uuid: UUID) -> wire.Vm:
