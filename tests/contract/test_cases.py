@@ -15,7 +15,8 @@ IN_FORCE = (
     + [f"R{n}" for n in range(1, 10)]
     + [f"D{n}" for n in range(1, 11)]
     + [f"C{n}" for n in range(1, 6)]
-    + ["P4", "P5", "P6", "P7", "P8", "F1", "F8", "X7"]
+    + [f"P{n}" for n in range(1, 9)]
+    + ["F1", "F2", "F3", "F4", "F6", "F8", "X7"]
 )
 
 
