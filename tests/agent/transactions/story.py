@@ -21,11 +21,13 @@ from agent.wire.transaction import (
     CloneRequest,
     ComingImage,
     DeleteRequest,
+    DepartRequest,
     DoomedVolume,
     ExportRequest,
     FrozenVolume,
     HostFileRef,
     ImportRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -150,6 +152,22 @@ async def clone(manager: Manager, request: CloneRequest, host_files: dict[HostFi
     return await manager.commit(id_)
 
 
+async def place(manager: Manager, request: PlaceRequest, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Define a domain of another host, whole."""
+    id_ = uuid4()
+    view = await manager.put(id_, request)
+    for type_ in {ref.type for ref in request.host_files} - set(view.kept):
+        await manager.upload(id_, type_, chunks(host_files[type_]))
+    return await manager.commit(id_)
+
+
+async def depart(manager: Manager, **changes: object) -> Transaction:
+    """Take the rig's domain away, whole."""
+    id_ = uuid4()
+    await manager.put(id_, DepartRequest(vm=VM, **changes))  # type: ignore[arg-type]  # overrides
+    return await manager.commit(id_)
+
+
 class Executioner:
     """A checkpoint that lists the points it hears of, and kills its own process at the chosen one.
 
@@ -241,6 +259,10 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
         await import_(manager, asked, {(target, int(at)): data for (target, at), data in parts.items()}, host_files)
     elif kind == "restore":
         await restore(manager, host_files)
+    elif kind == "place":
+        await place(manager, msgspec.json.decode(request, type=PlaceRequest), host_files)
+    elif kind == "depart":
+        await depart(manager)
     elif kind in {"clone", "full-clone"}:
         await clone(manager, msgspec.json.decode(request, type=CloneRequest), host_files)
     else:
