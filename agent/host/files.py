@@ -287,6 +287,11 @@ def _read_up_to(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
+def nearest_directory(path: Path) -> Path:
+    """Return the directory, or the nearest above it that exists: what will be made in it takes room there."""
+    return next(one for one in (path, *path.parents) if one.is_dir())
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that an unprivileged writer may still use on the file system of ``path`` (``f_bavail``)."""
     with storage("measuring", path):
