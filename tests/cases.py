@@ -3,7 +3,8 @@
 * A test that names a case which the page does not list stops the session.
 * With ``--whole-run`` every case in force needs a collected test, and one that passed, or the session fails.
 * A skipped or expectedly failing test fails the session: what cannot run must say so and not pass for run.
-* The summary says what ran, what did not and how to run it.
+* The summary says what ran, what did not and how to run it, and prints what a test measured: a line for each
+  ``record_property("figure", ...)``.
 
 Works under xdist: a worker sends what it collected through ``workeroutput``, outcomes travel with the reports.
 """
@@ -50,6 +51,7 @@ class Cases:
         self.outcomes: dict[str, str] = {}
         self.real: set[str] = set()
         self.not_run: dict[str, str] = {}
+        self.figures: list[str] = []
 
     # Collecting, in the process that has the tests.
 
@@ -97,6 +99,8 @@ class Cases:
         for name, value in properties:
             if name == "case" and report.when == "call" and report.passed:
                 self.passed[str(value)].add(report.nodeid)
+            if name == "figure" and report.when == "call":
+                self.figures.append(str(value))
 
     # Telling.
 
@@ -127,6 +131,8 @@ class Cases:
         if self.config.getoption("--cases"):
             for case in self.known:
                 write(f"{case:4} {self.known[case]:9} {' '.join(sorted(self.collected[case])) or '-'}")
+        for figure in sorted(self.figures):
+            write(figure)
         for complaint in self.complaints():
             write(f"FAILED {complaint}", red=True)
 
