@@ -21,7 +21,7 @@ from agent.errors import (
 from agent.transactions import surveyors
 from agent.transactions.asked import KINDS, require_sense
 from agent.transactions.describe import planned_steps, total_bytes
-from agent.transactions.journal import AnyRequest, DomainRequest
+from agent.transactions.journal import AnyRequest
 from agent.transactions.locks import Looks
 from agent.transactions.manager import Manager
 from agent.transactions.model import flat
@@ -33,7 +33,7 @@ from agent.transactions.transfers import awaited
 from agent.web.errors import Error
 from agent.wire.host_file import HostFileType
 from agent.wire.plan import Plan, PlannedStep, planned
-from agent.wire.transaction import TransactionRequest
+from agent.wire.transaction import DomainRequest, TransactionRequest
 
 DROP_GUARD = PlannedStep(action="drop-guard", name="let the domain start again")
 ACCEPT_BLANK = PlannedStep(action="accept-blank", name="let the next start through without its host files")

@@ -22,6 +22,7 @@ from agent.transactions.model import (
     CaptureHostFile,
     CreateOverlay,
     Facts,
+    KeepDeparture,
     Plan,
     ReceiveHostFile,
     RemoveFile,
@@ -29,9 +30,10 @@ from agent.transactions.model import (
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
+    UndefineDomain,
 )
 from agent.wire.host_file import HostFile, HostFileType, MissingHostFile
-from agent.wire.transaction import HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
+from agent.wire.transaction import DepartRequest, HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
 from agent.wire.vm import Disk, Image
 
 #: The longest file name that Linux file systems take, in bytes (NAME_MAX).
@@ -131,6 +133,20 @@ def plan_restore(facts: Facts, request: RestoreRequest) -> Plan:
         receive=receive,
         switch=groups_of(*([step] for step in swaps)),
         clean=[[*leftovers, RemoveFile(what="captured host files", path=str(facts.staging))]],
+    )
+
+
+def plan_depart(facts: Facts, request: DepartRequest, xml: str) -> Plan:
+    """Plan taking a domain away: host files aside first, as some versions of libvirt delete a TPM with its domain."""
+    aside = [_set_aside(facts, item.type) for item in facts.present if item.type not in request.keep]
+    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in aside]
+    kept = facts.staging.parent.parent / "departed" / str(request.vm)
+    undefine = UndefineDomain(vm=request.vm, title=facts.name, xml=xml)
+    return Plan(
+        stage=groups_of([_capture(facts, item.type) for item in facts.present]),
+        switch=groups_of(*([step] for step in aside), [undefine]),
+        clean=[[KeepDeparture(staging=str(facts.staging), kept=str(kept), xml=xml)], *groups_of(leftovers)],
+        missing=facts.missing,
     )
 
 

@@ -24,9 +24,8 @@ from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
-from agent.transactions.journal import DomainRequest
 from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
-from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
+from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
@@ -34,6 +33,8 @@ from agent.web.errors import Error
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
+    DepartRequest,
+    DomainRequest,
     FirmwareFile,
     FrozenVolume,
     RestoreRequest,
@@ -83,7 +84,9 @@ class Surveyor:
         """
         with self._objecting():
             _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
-        xml = await self.work.hypervisor.inactive_xml(self.work.vm)
+        # What departs goes to another host's libvirt as it is, console passwords included; a dry run shows none.
+        departs = isinstance(self.request, DepartRequest) and self.objections is None
+        xml = await self.work.hypervisor.inactive_xml(self.work.vm, secure=departs)
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.tpm_directory is not None:
             with self._objecting():
@@ -99,9 +102,9 @@ class Surveyor:
         plan = Plan()
         with self._objecting():
             if self._can_plan():
-                plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
+                plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
                 await asyncio.to_thread(require_free_names, plan)
-        wants_firmware = isinstance(self.request, SnapshotRequest) and self.objections is None
+        wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest) and self.objections is None
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
 
@@ -129,7 +132,7 @@ class Surveyor:
                 return set(excluded)
             case RevertRequest(volumes=volumes) | DeleteRequest(volumes=volumes):
                 return targets - {volume.target for volume in volumes}
-            case RestoreRequest():
+            case RestoreRequest() | DepartRequest():
                 return targets
 
     def _read_disks(self, domain: Domain) -> list[Disk]:
@@ -205,7 +208,9 @@ class Surveyor:
             return await self.work.inventory.host_files(self.work.vm)
         return HostFiles(items=[], expected=[])
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
+    def _plan(
+        self, domain: Domain, domain_xml: str, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]
+    ) -> Plan:
         if isinstance(self.request, DeleteRequest):
             return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
@@ -219,6 +224,8 @@ class Surveyor:
                 return plan_revert(facts, self.request)
             case RestoreRequest():
                 return plan_restore(facts, self.request)
+            case DepartRequest():
+                return plan_depart(facts, self.request, domain_xml)
 
     def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)

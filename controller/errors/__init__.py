@@ -8,7 +8,7 @@
     │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined  VmKnown
     │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
@@ -51,6 +51,7 @@ from controller.errors.conflict import (
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostFilesStale,
     HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
@@ -69,6 +70,7 @@ from controller.errors.conflict import (
     VmDefined,
     VmExists,
     VmKnown,
+    VmMayRun,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -126,6 +128,7 @@ __all__ = [
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostFilesStale",
     "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
@@ -158,6 +161,7 @@ __all__ = [
     "VmDefined",
     "VmExists",
     "VmKnown",
+    "VmMayRun",
     "VmNotFound",
     "VmNowhere",
 ]

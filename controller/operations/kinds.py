@@ -6,6 +6,7 @@ from agent.wire.plan import Plan
 from controller.operations import (
     backup_host_files,
     clone,
+    place,
     repair,
     restore_host_files,
     retention_apply,
@@ -37,6 +38,7 @@ KINDS: Mapping[str, Run] = {
     "retention-apply": retention_apply.run,
     "vm-sync": sync.run,
     "vm-backup-host-files": backup_host_files.run,
+    "vm-place": place.run,
     "vm-restore-host-files": restore_host_files.run,
 }
 
@@ -52,6 +54,7 @@ PLANS: Mapping[str, Callable[[Job], Awaitable[Plan]]] = {
     "vm-clone": clone.plan_of_vm,
     "snapshot-verify": verify.plan,
     "retention-apply": retention_apply.plan,
+    "vm-place": place.plan,
     "vm-restore-host-files": restore_host_files.plan,
     "fleet-verify": verify_all.plan,
     "fleet-repair": repair.plan,

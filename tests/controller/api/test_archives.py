@@ -1,6 +1,8 @@
 """Exports and imports through both daemons' HTTP, on real images and a real journal; libvirt is played."""
 
 import asyncio
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -238,6 +240,36 @@ async def test_import_whose_caller_hangs_up_leaves_nothing(house: House) -> None
         assert ended.error.code == "transfer-broken"
     assert house.rig.files() == before
     assert await house.db.run(invariants.orphans) == []
+
+
+async def test_import_whose_caller_goes_in_the_middle_of_an_image_leaves_nothing(house: House) -> None:
+    noise = Path(house.rig.root / "noise")
+    noise.write_bytes(os.urandom(2 << 20))
+    await asyncio.to_thread(write_file, house.rig.top("vda"), noise)
+    noise.unlink()
+    archive = await house.export(await house.snapshot(), "chain")
+    assert len(archive) > 2 << 20
+    before = house.rig.files()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield archive[: 1 << 20]
+        while not house.stray():
+            await asyncio.sleep(0.01)
+        raise ConnectionResetError
+
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the client makes of it
+        await house.import_(half())  # type: ignore[arg-type]  # a body that breaks off
+    (begun,) = [one for one in (await house.db.run(operations.page, 10)).items if one.kind == "snapshot-import"]
+    ended = await house.engine.wait(begun.uuid, 20)
+    assert ended.error is not None
+    assert ended.error.code == "transfer-broken"
+    assert house.rig.files() == before
+    assert await house.db.run(invariants.orphans) == []
+
+
+def write_file(image: Path, data: Path) -> None:
+    command = f"write -q -s {data} 0 {data.stat().st_size}"
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, image], check=True)
 
 
 async def test_operation_whose_stream_is_gone_fails_and_holds_up_nobody(house: House) -> None:

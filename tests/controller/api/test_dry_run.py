@@ -103,6 +103,7 @@ async def test_every_route_that_changes_anything_answers_a_dry_run_and_changes_n
         "POST /v1/snapshots/{id}/revert": {},
         "POST /v1/snapshots/{id}/clone": {"names": ["copy"]},
         "POST /v1/vms/{vm}/restore-host-files": {"types": ["nvram"]},
+        "POST /v1/vms/{vm}/place": {"host": HOST},
         "PUT /v1/retention-policies/{name}": {"vm": "win11", "keep_last": 1},
         "POST /v1/vms/{vm}/clone": {"names": ["copy"]},
         "PATCH /v1/hosts/{name}": {"name": "kvm9"},
