@@ -125,15 +125,8 @@ class History(RuleBasedStateMachine):
     async def _write_disk(self, choices: Choices, machine: Machine, target: str) -> str:
         commands: list[str] = []
         for _ in range(1 + choices.number(3)):
-            kind = choices.one(
-                [
-                    f"write -P {1 + choices.number(255)}",
-                    f"write -P {1 + choices.number(255)}",
-                    "write -P 77",
-                    "write -z -u",
-                    "discard",
-                ]
-            )
+            kind = choices.one(["write", "write", "write -P 77", "write -z -u", "discard"])
+            kind += f" -P {1 + choices.number(255)}" if kind == "write" else ""
             start = DISKS[target] // 512 * choices.number(500) // 500 * 512
             length = min(choices.one([1, 8, 128, 512, 2048]) * 512, DISKS[target] - start)
             commands += ["-c", f"{kind} -q {start} {length}"]
