@@ -3,8 +3,8 @@
 * A test that names a case which the page does not list stops the session.
 * With ``--whole-run`` every case in force needs a collected test, and one that passed, or the session fails.
 * A skipped or expectedly failing test fails the session: what cannot run must say so and not pass for run.
-* The summary says what ran, what did not and how to run it, and prints what a test measured: a line for each
-  ``record_property("figure", ...)``.
+* The summary says what ran, what did not and how to run it, and gives the figures that tests measured: each
+  ``record_property("figure", "one line")``.
 
 Works under xdist: a worker sends what it collected through ``workeroutput``, outcomes travel with the reports.
 """
@@ -123,6 +123,8 @@ class Cases:
         real = sum(self.outcomes.get(test) == "passed" for test in self.real)
         write(f"{len(self.outcomes)} tests ran, {real} of them passed on a private libvirt host")
         write(f"{len(shown)} of {len(in_force)} cases in force were shown; docs/{PAGE.name} has what each means")
+        for figure in self.figures:
+            write(figure)
         slow = sum(self.deselected.values())
         if slow:
             write(f"{slow} slow tests were left out; run them with: make test-slow")
@@ -131,8 +133,6 @@ class Cases:
         if self.config.getoption("--cases"):
             for case in self.known:
                 write(f"{case:4} {self.known[case]:9} {' '.join(sorted(self.collected[case])) or '-'}")
-        for figure in sorted(self.figures):
-            write(figure)
         for complaint in self.complaints():
             write(f"FAILED {complaint}", red=True)
 
