@@ -33,8 +33,17 @@ def visit(record_property: Callable[[str, object], None]) -> Visit:
 #: What a whole run fails for. Messages, commits and undoing are counted and not yet demanded (docs/reliability.md).
 DEMANDED = ("operation ", "transaction ", "before journal ", "after journal ")
 #: No fault strikes here yet: archives live with their caller's stream, which an agent in memory does not have, and
-#: the agent is not killed in a revert that takes a TPM away. The page says so too.
-NOT_YET = frozenset({"operation snapshot-export", "operation snapshot-import", "before set-aside", "after set-aside"})
+#: the agent is not killed in a revert that takes a TPM away. A move between two hosts has faults of its own
+#: (tests/controller/operations/test_place.py). The page says so too.
+NOT_YET = frozenset(
+    {
+        "operation snapshot-export",
+        "operation snapshot-import",
+        "operation vm-place",
+        "before set-aside",
+        "after set-aside",
+    }
+)
 
 
 def _must(name: str) -> bool:
