@@ -175,8 +175,10 @@ def test_the_agent_killed_at_every_point_under_a_controller(rounds: Rounds, name
     points = fleet.agent.points()
     rounds.judge(kind, label, before, "unharmed")
     assert len(points) > 8
-    for point in dict.fromkeys(points):
+    first = label
+    for passed in dict.fromkeys(points):
         label = rounds.begin(kind)
+        point = passed.replace(first, label)  # what is made is named after the round
         before = seen(fleet.guest)
         fleet.agent.stop()
         fleet.agent.dies_at(point)
