@@ -182,8 +182,8 @@ async def test_clone_that_fails_leaves_nothing_behind(
     else:
         real = qemu_img.convert
 
-        async def fail_late(source: Path, source_format: str, target: Path, *more: object) -> None:
-            await real(source, source_format, target)
+        async def fail_late(source: Path, source_format: str, target: Path, *more: object, **how: object) -> None:
+            await real(source, source_format, target, within=[rig.images])
             raise StorageFailed(action="writing", path=str(target), reason="Input/output error")
 
         monkeypatch.setattr(qemu_img, "convert", fail_late)  # the disk's answer is what is played here
