@@ -212,7 +212,9 @@ async def test_long_copy_is_answered_early_shows_bytes_and_can_be_broken_off(
     taken, host_files = await story.snapshot(manager)
     before, begun = rig.files(), asyncio.Event()
 
-    async def never_end(source: Path, source_format: str, target: Path, target_format: str, hear: object) -> None:
+    async def never_end(
+        source: Path, source_format: str, target: Path, target_format: str, hear: object, **how: object
+    ) -> None:
         assert callable(hear)
         hear(50.0)
         begun.set()
