@@ -20,12 +20,14 @@ from agent.web import log
 from agent.web.errors import Error, SettingsError
 from agent.web.flags import with_flags
 from agent.web.settings import Loaded, show
+from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction
 
 T = TypeVar("T")
 FAILED, USAGE = 1, 2
 Flags = dict[str, str | None]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and refused; change nothing")]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or UUID")]
 
 cli = typer.Typer(
@@ -98,15 +100,21 @@ def transactions(config: Path | None, flags: Flags, as_json: AsJson = False) -> 
 
 @cli.command()
 @with_flags(config.Config)
-def release(vm: VmName, config: Path | None, flags: Flags) -> None:
+def release(vm: VmName, config: Path | None, flags: Flags, dry_run: DryRun = False) -> None:
     """Let a VM start again: undo what is prepared for it, or remove a guard that was left behind."""
+    if dry_run:
+        _show_plan(_run(operate.plan(_load(config, flags).settings, "release", vm)))
+        return
     typer.echo(_run(operate.release(_load(config, flags).settings, vm)))
 
 
 @cli.command("accept-blank")
 @with_flags(config.Config)
-def accept_blank(vm: VmName, config: Path | None, flags: Flags) -> None:
+def accept_blank(vm: VmName, config: Path | None, flags: Flags, dry_run: DryRun = False) -> None:
     """Let a VM's next start through although its NVRAM or TPM state is missing or empty."""
+    if dry_run:
+        _show_plan(_run(operate.plan(_load(config, flags).settings, "accept-blank", vm)))
+        return
     typer.echo(_run(operate.accept_blank(_load(config, flags).settings, vm)))
 
 
@@ -139,6 +147,14 @@ def _run(work: Awaitable[T]) -> T:
 def _fail(reason: str, status: int = FAILED) -> NoReturn:
     typer.echo(f"coldframe-agent: {reason}", err=True)
     raise typer.Exit(status)
+
+
+def _show_plan(plan: Plan) -> None:
+    """Print a plan; exit 1 where the command itself would be refused."""
+    lines = [f"would {step.name}" for step in plan.steps] + plan.notes
+    typer.echo("\n".join([*lines, *(f"would be refused: {one.detail}" for one in plan.refusals)]))
+    if plan.refusals:
+        raise typer.Exit(FAILED)
 
 
 def _print_json(value: Any) -> None:

@@ -17,8 +17,10 @@ from agent.config import Config
 from agent.errors import NotFound, StateDirInUse
 from agent.host.hypervisor import Hypervisor
 from agent.state_dir import claimed
+from agent.transactions.foresight import ACCEPT_BLANK, DROP_GUARD
 from agent.transactions.guard import Guards
 from agent.transactions.journal import Journal
+from agent.wire.plan import Plan, planned
 from agent.wire.transaction import Transaction
 
 T = TypeVar("T")
@@ -58,6 +60,20 @@ async def accept_blank(config: Config, vm: str) -> str:
 
     await _either(config, ask, lambda: Guards(config.state_dir).accept_blank(uuid))
     return f"the next start of {vm} makes blank host files in place of missing ones"
+
+
+async def plan(config: Config, verb: str, vm: str) -> Plan:
+    """Return what ``release`` or ``accept-blank`` would do; nothing is changed. ``vm`` is a name or a UUID."""
+    uuid = await _uuid_of(config, vm)
+
+    def look() -> Plan:
+        if verb == "release" and Guards(config.state_dir).get(uuid) is None:
+            return planned(verb, [], [], vm=uuid, notes=["nothing holds it"])
+        return planned(verb, [DROP_GUARD if verb == "release" else ACCEPT_BLANK], [], vm=uuid)
+
+    if not config.state_dir.is_dir():
+        return planned(verb, [], [], vm=uuid, notes=["no agent has worked here yet"])
+    return await _either(config, lambda client: client.plan_vm(uuid, verb), look)
 
 
 async def _either(config: Config, alive: Callable[[AgentClient], Awaitable[T]], dead: Callable[[], T]) -> T:

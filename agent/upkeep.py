@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from agent.host import files, image_check, leftovers
+from agent.host import dependents, files, image_check, leftovers
 from agent.host.inventory import Inventory
 from agent.host.leftovers import Findings, Found, Place
 from agent.limits import Limits
@@ -91,7 +91,8 @@ class Upkeep:
             if one.transaction in states:
                 is_over = states[one.transaction] in ENDED and one.transaction not in guarded | failed
             else:
-                is_over = now - one.mtime > _FORGOTTEN_AFTER
+                # What is an image may be a snapshot's frozen file, and those are old; nobody can tell any more.
+                is_over = now - one.mtime > _FORGOTTEN_AFTER and not dependents.is_image(one.path)
             if is_over and not one.is_overlay:
                 over.add(one.path)
         return over

@@ -17,6 +17,7 @@ from agent.web.routes import Route
 from agent.web.serving import listening, notify, until_told_to_stop
 from controller.api.access import AccessRoutes
 from controller.api.actions import ActionRoutes
+from controller.api.archives import ArchiveRoutes
 from controller.api.audit import auditing
 from controller.api.backup_files import BackupFileRoutes
 from controller.api.enrolment import EnrolmentRoutes
@@ -73,6 +74,7 @@ def routes_of(works: Works) -> list[Route]:
         *VerifyRoutes(engine).routes(),
         *DoctorRoutes(engine).routes(),
         *RetentionRoutes(engine).routes(),
+        *ArchiveRoutes(engine).routes(),
         *BackupFileRoutes(db).routes(),
         *OperationRoutes(db, engine).routes(),
         *AccessRoutes(db).routes(),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,6 +33,7 @@ token = typer.Typer(help="API tokens, without the daemon.", no_args_is_help=True
 app.add_typer(token, name="token")
 
 Flags = dict[str, str | None]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 
 
 def _load(file: Path | None, flags: Flags) -> settings.Loaded[config.Config]:
@@ -70,8 +72,12 @@ def serve(config: Path | None, flags: Flags) -> None:
 
 @app.command()
 @with_flags(config.Config)
-def migrate(config: Path | None, flags: Flags) -> None:
+def migrate(config: Path | None, flags: Flags, dry_run: DryRun = False) -> None:
     """Create the database or bring it up to date; the daemon does the same when it starts."""
+    if dry_run:
+        missing = _without_trace(_load(config, flags).settings.database, lambda: None)
+        typer.echo(f"Would apply: {', '.join(missing)}" if missing else "The database is up to date")
+        return
     applied, _ = asyncio.run(_with_database(_load(config, flags).settings.database, lambda: None))
     typer.echo(f"Applied: {', '.join(applied)}" if applied else "The database is up to date")
 
@@ -108,12 +114,13 @@ def token_group() -> None:
 
 @token.command("create")
 @with_flags(config.Config)
-def token_create(
+def token_create(  # noqa: PLR0917 - one parameter for each option of the command
     config: Path | None,
     flags: Flags,
     role: Annotated[Role, typer.Option(help="What it may do.")],
     name: Annotated[str | None, typer.Option(help="Who will use it; a name with the time is the default.")] = None,
     expires: Annotated[datetime | None, typer.Option(help="When it ends, in UTC; never is the default.")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Make a token and print its secret, alone on standard output, this once."""
     from controller.store import tokens  # noqa: PLC0415 - loads the database's models
@@ -121,6 +128,10 @@ def token_create(
     name = name or f"{role}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     ends = expires.replace(tzinfo=UTC) if expires else None
     found = _load(config, flags).settings
+    if dry_run:
+        _without_trace(found.database, lambda: tokens.create(name, role, ends))
+        typer.echo(f"Would make the token {name} with the role {role}")
+        return
     _, made = asyncio.run(_with_database(found.database, lambda: tokens.create(name, role, ends)))
     typer.echo(made.secret)
 
@@ -135,6 +146,26 @@ async def _with_database(url: str, work: Callable[[], T]) -> tuple[list[str], T]
         return applied, await database.run(work)
     finally:
         await database.close()
+
+
+def _without_trace(url: str, work: Callable[[], object]) -> list[str]:
+    """Say which migrations are missing, and do them and the work without anything coming of it."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        with tempfile.TemporaryDirectory() as directory:  # what would be made there can be made anywhere
+            return asyncio.run(_with_database(f"sqlite:///{directory}/new.db", work))[0]
+    return asyncio.run(_taken_back(url, work))
+
+
+async def _taken_back(url: str, work: Callable[[], object]) -> list[str]:
+    from controller.db import Database, migrate, take_back  # noqa: PLC0415 - see above
+
+    database = Database(url)
+    missing = await database.open(dry_run=True)
+    try:
+        await database.run(take_back, lambda: (migrate(), work()))
+    finally:
+        await database.close()
+    return missing
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -91,8 +91,8 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._real: _CountsWrites | None = None
 
-    async def open(self) -> list[str]:
-        """Connect and apply the migrations that are missing; return their names.
+    async def open(self, *, dry_run: bool = False) -> list[str]:
+        """Connect and apply the migrations that are missing; return their names. With ``dry_run`` none is applied.
 
         Raises DatabaseUnusable, DatabaseTooNew, DatabaseFailed; nothing is left open then.
         """
@@ -103,7 +103,7 @@ class Database:
         database.initialize(self._real)
         try:
             await self.run(_connect, self._real, self.url)
-            return await self.run(migrate)
+            return await self.run(take_back, migrate) if dry_run else await self.run(migrate)
         except BaseException:
             await self.close()
             raise

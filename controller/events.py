@@ -112,18 +112,25 @@ class Follower:
 
 
 def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime) -> int:
-    """Record a look; queue a sync for VMs whose last operation ended without our learning how, now that we can ask.
+    """Record a look; queue a sync for VMs whose last operation ended without our learning how, now that we can ask,
+    and the host files of VMs that came here by hand.
 
-    Returns how many were queued.
+    Of a host that is back, also for VMs whose host files could not be copied. Returns how many were queued.
     """
     with write():
-        hosts.seen(host, facts, at)
+        is_back = hosts.seen(host, facts, at)
         vms.record_inventory(host, found, at)
         waiting = {*groups.unsettled_vms(host), *clones.unsettled_vms(host)}
+        waiting |= set(host_files.unsaved(host)) if is_back else set()
         unsettled = [vm for vm in sorted(waiting) if operations.open_count(vm=vm, parked=False) == 0]
         for vm in unsettled:
             operations.enqueue("vm-sync", vm, host, {})
-    return len(unsettled)
+        arrived = host_files.arrivals(host)
+        for vm in arrived:  # once for each coming: the key holds what was the newest copy then
+            newest = max(str(one.synced_at) for one in host_files.newest(vm).values())
+            wanted = {"arrived": True}
+            operations.enqueue("vm-restore-host-files", vm, host, wanted, key=f"arrival {host} {vm} {newest}")
+    return len(unsettled) + len(arrived)
 
 
 def work_off(host: str, page: HostEvents, missed: bool, at: datetime) -> int:

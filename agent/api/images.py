@@ -4,7 +4,8 @@ from uuid import UUID
 
 from aiohttp import web
 
-from agent.errors import ImageNotFound, NoSpace, QemuImgFailed, Refused, StorageFailed, ToolFailed, TransactionNotFound
+from agent.api.transactions import WORK
+from agent.errors import ImageNotFound
 from agent.transactions.foresight import Foresight
 from agent.transactions.transfers import Transfers
 from agent.web.call import Call
@@ -27,15 +28,14 @@ class ImageRoutes:
         """Return the routes."""
         every = "/v1/transactions/{id}/images"
         one = f"{every}/{{target}}/{{position}}"
-        known = (TransactionNotFound, Refused, StorageFailed)
         return [
-            route("GET", every, self.list, errors=known, role="admin"),
-            route("GET", one, self.send, media_type=BYTES, errors=(*known, ImageNotFound), role="admin"),
+            route("GET", every, self.list, errors=WORK, role="admin"),
+            route("GET", one, self.send, media_type=BYTES, errors=(*WORK, ImageNotFound), role="admin"),
             route(
                 *("PUT", one, self.receive),
                 raw_body=True,
                 body_limit_bytes=_LIMIT_BYTES,
-                errors=(*known, ImageNotFound, NoSpace, QemuImgFailed, ToolFailed),
+                errors=(*WORK, ImageNotFound),
                 role="admin",
                 planner=self.plan_receive,
             ),

@@ -36,7 +36,8 @@ from agent.wire.host_file import HostFileType
 from agent.wire.plan import Plan
 from agent.wire.transaction import Transaction, TransactionRequest
 
-_WORK = (
+#: What work on a domain can end with, now or as it was recorded.
+WORK = (
     *(Refused, TransactionNotFound, DomainNotFound, HostFileNotFound, HashMismatch, NoSpace),
     *(ArchiveRefused, StorageFailed, HookLockHeld, QemuImgFailed, ToolFailed, ToolTimeout),
     *(HypervisorUnavailable, HypervisorRefused),
@@ -60,7 +61,7 @@ class TransactionRoutes:
         return [
             route("GET", "/v1/transactions", self.list, errors=(StorageFailed,)),
             route("GET", one, self.show, errors=known),
-            route("PUT", one, self.put, errors=_WORK, role="admin", planner=self.plan_put),
+            route("PUT", one, self.put, errors=WORK, role="admin", planner=self.plan_put),
             route(
                 *("GET", file, self.captured),
                 media_type=BYTES,
@@ -74,13 +75,13 @@ class TransactionRoutes:
                 raw_body=True,
                 body_limit_bytes=self._limit_bytes,
                 headers=(SENT_HASH,),
-                errors=_WORK,
+                errors=WORK,
                 role="admin",
                 planner=self.plan_upload,
             ),
-            route("POST", f"{one}/commit", self.commit, errors=_WORK, role="admin", planner=self.plan_commit),
-            route("POST", f"{one}/abort", self.abort, errors=_WORK, role="admin", planner=self.plan_abort),
-            route("POST", f"{one}/renew", self.renew, errors=_WORK, role="admin", planner=self.plan_renew),
+            route("POST", f"{one}/commit", self.commit, errors=WORK, role="admin", planner=self.plan_commit),
+            route("POST", f"{one}/abort", self.abort, errors=WORK, role="admin", planner=self.plan_abort),
+            route("POST", f"{one}/renew", self.renew, errors=WORK, role="admin", planner=self.plan_renew),
         ]
 
     async def list(self, call: Call, query: PageQuery) -> Page[Transaction]:

@@ -123,6 +123,11 @@ class AgentClient(ArchiveCalls):
         """Let a domain start again: abort what is prepared for it, remove a guard that was left behind."""
         return await self._json("POST", f"/v1/vms/{uuid}/release", HostVm, total_s=self._timeouts.work_s)
 
+    async def plan_vm(self, uuid: UUID, verb: str) -> Plan:
+        """Return what ``release`` or ``accept-blank`` would do to a domain."""
+        path, params = f"/v1/vms/{uuid}/{verb}", {"dry_run": "true"}
+        return await self._json("POST", path, Plan, params=params, total_s=self._timeouts.read_s)
+
     async def accept_blank(self, uuid: UUID) -> HostVm:
         """Let the domain's next start through although a host file is missing or empty."""
         return await self._json("POST", f"/v1/vms/{uuid}/accept-blank", HostVm, total_s=self._timeouts.read_s)

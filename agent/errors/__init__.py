@@ -11,7 +11,7 @@
     ├── Refused                      409  nothing was touched
     │   ├── DomainRunning  DomainPaused  DomainStarting  DomainTransient  DomainManagedSave
     │   ├── DomainBusy               another transaction holds the guard
-    │   ├── DomainUnreadable  DomainExists  DomainNameRefused
+    │   ├── DomainUnreadable  DomainExists  DomainNameRefused  HostUnsuitable
     │   ├── DiskUnsupported  DiskUnknown  DiskMoved  DiskDetached  DiskAttached
     │   ├── ImageRefused             outside the allowed directories, hostile header, missing backing file …
     │   ├── InternalSnapshot  ChainTooDeep  ImageInUse  FrozenFileAltered  ImageNotReceived
@@ -66,6 +66,7 @@ from agent.errors.domain import (
     DomainStarting,
     DomainTransient,
     DomainUnreadable,
+    HostUnsuitable,
 )
 from agent.errors.host_file import (
     ArchiveRefused,
@@ -139,6 +140,7 @@ __all__ = [
     "HostFileShared",
     "HostFileTooLarge",
     "HostFileUnsupported",
+    "HostUnsuitable",
     "HypervisorRefused",
     "HypervisorTimeout",
     "HypervisorUnavailable",

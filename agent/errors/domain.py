@@ -69,6 +69,15 @@ class DomainExists(Refused):
     code, message = "domain-exists", "This host defines {name} ({vm}) already; nothing was touched. Choose another name"
 
 
+class HostUnsuitable(Refused):
+    """A domain that is to come here needs what this host does not have."""
+
+    code = "host-unsuitable"
+    message = (
+        "Domain {name} needs {what} on this host: {reason}; nothing was touched. Install it, or choose another host"
+    )
+
+
 class DomainNameRefused(Refused):
     """A domain cannot have this name."""
 

@@ -3,26 +3,55 @@
 import os
 from pathlib import Path
 
+import msgspec
+
 from agent.errors import StorageFailed
 from agent.host import files, qcow2
 
 _MAX_DEPTH = 1_000  # what is deeper is not a chain but an attack
 
 
+def is_image(path: Path) -> bool:
+    """Tell whether a file is a qcow2 image."""
+    return _header_of(path) is not None
+
+
 def backing_of(path: Path) -> Path | None:
     """Return the resolved file that an image stands on; None for a root, and for what is no qcow2 image."""
+    header = _header_of(path)
+    name = _file_name(header.backing) if header is not None and header.backing else None
+    # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
+    return Path(os.path.realpath(path.parent / name)) if name else None
+
+
+def _header_of(path: Path) -> qcow2.Header | None:
     try:
         descriptor = files.open_regular(path)
     except OSError:
         return None
     try:
-        header = qcow2.read_header_from(descriptor)
-    except qcow2.Qcow2Error:
+        return qcow2.read_header_from(descriptor)
+    except (qcow2.Qcow2Error, OSError):
         return None
     finally:
         os.close(descriptor)
-    # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
-    return Path(os.path.realpath(path.parent / header.backing)) if header.backing else None
+
+
+def _file_name(backing: str) -> str | None:
+    """Return the file that QEMU would open for a backing name: also ``file:`` and ``json:`` name a local file."""
+    if not backing.startswith("json:"):
+        return backing.removeprefix("file:")
+    try:
+        node = msgspec.json.decode(backing.removeprefix("json:"))
+    except msgspec.DecodeError:
+        return None
+    while isinstance(node, dict):
+        named = [node.get(key) for key in ("filename", "file.filename")]
+        for name in named:
+            if isinstance(name, str):
+                return _file_name(name)
+        node = node.get("file")
+    return None
 
 
 def chain_of(path: Path) -> list[Path]:

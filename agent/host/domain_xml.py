@@ -154,6 +154,12 @@ def parse(xml: str, nvram_dir: Path, swtpm_dir: Path) -> Domain:
     )
 
 
+def emulator_of(xml: str) -> Path | None:
+    """Return the QEMU that a definition names, if it names one. Raises DomainUnreadable."""
+    text = (root_of(xml).findtext("devices/emulator") or "").strip()
+    return Path(text) if text else None
+
+
 def replace_sources(xml: str, sources: Mapping[str, tuple[Path, Path]]) -> str:
     """Point the disks at other files: ``{target: (present file, new file)}``. All or none.
 

@@ -60,6 +60,14 @@ def staged_path(target: Path, token: str) -> Path:
     return target.parent / f"{STAGE_PREFIX}{token}-{digest}"
 
 
+def staged_for(target: Path) -> list[Path]:
+    """Find what stands under a hidden name that belongs to ``target``, whatever the token: see ``staged_path``."""
+    ending = staged_path(target, "").name.removeprefix(STAGE_PREFIX)
+    with storage("listing", target.parent), os.scandir(target.parent) as entries:
+        names = [entry.name for entry in entries]
+    return [target.parent / name for name in sorted(names) if name.startswith(STAGE_PREFIX) and name.endswith(ending)]
+
+
 def write_atomic(
     path: Path, data: bytes, like: Path | None = None, mode: int | None = None, token: str | None = None
 ) -> None:
@@ -297,6 +305,11 @@ def _read_up_to(descriptor: int, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
+
+
+def nearest_directory(path: Path) -> Path:
+    """Return the directory, or the nearest above it that exists: what will be made in it takes room there."""
+    return next(one for one in (path, *path.parents) if one.is_dir())
 
 
 def free_bytes(path: Path) -> int:

@@ -79,22 +79,29 @@ class Inventory:
         await self._remember_firmware(await self._hypervisor.domain(uuid))
         return await asyncio.to_thread(self._firmware.fingerprints, uuid, await self.domain(uuid))
 
-    async def neighbours(self) -> list[Neighbour]:
+    async def neighbours(self, *, complete: bool = False) -> list[Neighbour]:
         """Return the files that every domain's definition names. Who cannot be asked counts as last seen.
 
-        The files are not looked at, for a host may have hundreds of domains.
+        The files are not looked at, for a host may have hundreds of domains. ``complete``: whoever was never seen
+        and cannot be asked may stand on anything, and what asking raised is raised.
         """
         try:
-            found = await asyncio.gather(*map(self._neighbour, await self._hypervisor.domains()))
+            found = await asyncio.gather(*(self._neighbour(one, complete) for one in await self._hypervisor.domains()))
         except HypervisorTimeout:
+            if complete and not self._last:
+                raise
             return [Neighbour.last_seen(vm) for vm in self._last.values()]
         return [one for one in found if one is not None]
 
-    async def _neighbour(self, state: DomainState) -> Neighbour | None:
+    async def _neighbour(self, state: DomainState, complete: bool) -> Neighbour | None:
         try:
             return Neighbour.of(await self.domain(state.uuid))
+        except DomainNotFound:
+            return None  # undefined since it was listed
         except Error:
             last = self._last.get(state.uuid)
+            if last is None and complete:
+                raise
             return Neighbour.last_seen(last) if last else None
 
     async def note_host_files(self, uuid: UUID, forget: Collection[HostFileType] = ()) -> None:

@@ -13,8 +13,10 @@ from agent.web.errors import InvalidRequest
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
     ExportRequest,
     ImportRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -31,6 +33,8 @@ KINDS: dict[type[AnyRequest], TransactionKind] = {
     RestoreRequest: "restore",
     ExportRequest: "export",
     ImportRequest: "import",
+    PlaceRequest: "place",
+    DepartRequest: "depart",
 }
 
 
@@ -40,8 +44,9 @@ def require_sense(request: TransactionRequest) -> None:
         return
     if isinstance(request, ImportRequest):
         _require_once("images", [f"{image.target}.{image.position}" for image in request.images])
-    if isinstance(request, ImportRequest | RestoreRequest):
+    if isinstance(request, ImportRequest | RestoreRequest | PlaceRequest):
         _require_once("host_files", [file.type for file in request.host_files])
+    if isinstance(request, ImportRequest | RestoreRequest | DepartRequest):
         return
     _require_once("volumes", [volume.target for volume in request.volumes])
     _require_once("volumes", [volume.path for volume in request.volumes])

@@ -21,7 +21,7 @@ from agent.errors import (
 from agent.transactions import surveyors
 from agent.transactions.asked import KINDS, require_sense
 from agent.transactions.describe import planned_steps, total_bytes
-from agent.transactions.journal import AnyRequest, DomainRequest
+from agent.transactions.journal import AnyRequest
 from agent.transactions.locks import Looks
 from agent.transactions.manager import Manager
 from agent.transactions.model import flat
@@ -33,10 +33,10 @@ from agent.transactions.transfers import awaited
 from agent.web.errors import Error
 from agent.wire.host_file import HostFileType
 from agent.wire.plan import Plan, PlannedStep, planned
-from agent.wire.transaction import TransactionRequest
+from agent.wire.transaction import DomainRequest, TransactionRequest
 
-_DROP_GUARD = PlannedStep(action="drop-guard", name="let the domain start again")
-_ACCEPT_BLANK = PlannedStep(action="accept-blank", name="let the next start through without its host files")
+DROP_GUARD = PlannedStep(action="drop-guard", name="let the domain start again")
+ACCEPT_BLANK = PlannedStep(action="accept-blank", name="let the next start through without its host files")
 
 
 class Foresight:
@@ -95,7 +95,7 @@ class Foresight:
             raise LeaseExpired(id=id_)
         await running.require_uploaded()
         steps = planned_steps([*flat(running.plan.switch), *flat(running.plan.clean)])
-        return _of(running, [*steps, _DROP_GUARD], bytes_to_move=total_bytes(running.plan))
+        return _of(running, [*steps, DROP_GUARD], bytes_to_move=total_bytes(running.plan))
 
     def abort(self, id_: UUID) -> Plan:
         """Plan what abort undoes. Raises TransactionEnded."""
@@ -114,12 +114,12 @@ class Foresight:
             return self._undoing(running)
         held = await asyncio.to_thread(self._manager.tools.guards.get, vm)
         starting = await asyncio.to_thread(self._manager.tools.guards.is_starting, vm)
-        steps = [_DROP_GUARD] if held is not None or starting else []
+        steps = [DROP_GUARD] if held is not None or starting else []
         return planned("release", steps, [], vm=vm, notes=[] if steps else ["nothing holds it"])
 
     async def accept_blank(self, vm: UUID) -> Plan:
         """Plan the mark that lets one start through."""
-        return planned("accept-blank", [_ACCEPT_BLANK], [], vm=vm)
+        return planned("accept-blank", [ACCEPT_BLANK], [], vm=vm)
 
     def _undoing(self, running: Running) -> Plan:
         state = running.transaction.state
@@ -131,7 +131,7 @@ class Foresight:
             PlannedStep(action=f"undo-{step.action}", name=f"undo {step.name}", path=step.path, facts=step.facts)
             for step in planned_steps(running.to_undo())
         ]
-        return _of(running, [*undone, _DROP_GUARD])
+        return _of(running, [*undone, DROP_GUARD])
 
     async def _look(self, id_: UUID, request: AnyRequest) -> tuple[Survey, Plan]:
         """Survey without locks; the objections to the domain's state come first, each once."""

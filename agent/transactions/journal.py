@@ -27,24 +27,13 @@ from agent.errors import StorageFailed
 from agent.host import files
 from agent.transactions.model import Plan
 from agent.wire.problem import Problem
-from agent.wire.transaction import (
-    CloneRequest,
-    DeleteRequest,
-    ExportRequest,
-    ImportRequest,
-    RestoreRequest,
-    RevertRequest,
-    SnapshotRequest,
-    Transaction,
-)
+from agent.wire.transaction import Transaction, TransactionRequest
 
 log = logging.getLogger(__name__)
 
 
-#: Work on a domain that is there; a clone is not there yet, and an export does not touch it.
-DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest
-NewDomainRequest = CloneRequest | ImportRequest
-AnyRequest = DomainRequest | NewDomainRequest | ExportRequest
+#: What a journal holds is what the wire brings.
+AnyRequest = TransactionRequest
 
 
 class Begin(msgspec.Struct, kw_only=True, frozen=True, tag_field="record", tag="begin"):

@@ -34,6 +34,10 @@ class HeldLocks:
         if self._images[path].keeps_us_out():
             raise ImageInUse(target=target, path=str(path))
 
+    def is_read(self, path: Path) -> bool:
+        """Tell whether somebody reads an image that we hold: a VM runs on it or above it, perhaps unknown to us."""
+        return path in self._images and self._images[path].keeps_us_out()
+
     def release_image(self, path: Path) -> bool:
         """Let go of one image, and tell whether it was held."""
         lock = self._images.pop(path, None)

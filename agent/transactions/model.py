@@ -153,6 +153,32 @@ class DefineDomain(Step, kw_only=True, frozen=True, tag="define-domain"):
         return f"define {self.title}"
 
 
+class UndefineDomain(Step, kw_only=True, frozen=True, tag="undefine-domain"):
+    """Take the domain's definition away; every file stays. ``xml`` brings it back."""
+
+    vm: UUID
+    title: str
+    xml: str
+
+    @property
+    def name(self) -> str:
+        """Name the domain."""
+        return f"undefine {self.title}"
+
+
+class KeepDeparture(Step, kw_only=True, frozen=True, tag="keep-departure"):
+    """Keep what was captured of a domain that left in ``staging``, with its definition, as ``kept``."""
+
+    staging: str
+    kept: str
+    xml: str
+
+    @property
+    def name(self) -> str:
+        """There is one in a plan."""
+        return "keep departure"
+
+
 class RebaseChild(Step, kw_only=True, frozen=True, tag="rebase-child"):
     """Copy into ``child`` what it sees of ``frozen``, and stand it on ``backing`` instead (None: on nothing).
 
@@ -238,6 +264,8 @@ AnyStep = (
     | ReceiveImage
     | PlaceImage
     | DefineDomain
+    | UndefineDomain
+    | KeepDeparture
     | SwapHostFile
     | SetAsideHostFile
     | SwitchDisks

@@ -15,13 +15,13 @@ from agent.errors import (
     HostFileMissing,
     HostFileNotFound,
     ImageRefused,
-    NoSpace,
 )
 from agent.transactions.model import (
     AnyStep,
     CaptureHostFile,
     CreateOverlay,
     Facts,
+    KeepDeparture,
     Plan,
     ReceiveHostFile,
     RemoveFile,
@@ -29,9 +29,11 @@ from agent.transactions.model import (
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
+    UndefineDomain,
 )
+from agent.transactions.room import require_room
 from agent.wire.host_file import HostFile, HostFileType, MissingHostFile
-from agent.wire.transaction import HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
+from agent.wire.transaction import DepartRequest, HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
 from agent.wire.vm import Disk, Image
 
 #: The longest file name that Linux file systems take, in bytes (NAME_MAX).
@@ -131,6 +133,20 @@ def plan_restore(facts: Facts, request: RestoreRequest) -> Plan:
         receive=receive,
         switch=groups_of(*([step] for step in swaps)),
         clean=[[*leftovers, RemoveFile(what="captured host files", path=str(facts.staging))]],
+    )
+
+
+def plan_depart(facts: Facts, request: DepartRequest, xml: str) -> Plan:
+    """Plan taking a domain away: host files aside first, as some versions of libvirt delete a TPM with its domain."""
+    aside = [_set_aside(facts, item.type) for item in facts.present if item.type not in request.keep]
+    leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in aside]
+    kept = facts.staging.parent.parent / "departed" / str(request.vm)
+    undefine = UndefineDomain(vm=request.vm, title=facts.name, xml=xml)
+    return Plan(
+        stage=groups_of([_capture(facts, item.type) for item in facts.present]),
+        switch=groups_of(*([step] for step in aside), [undefine]),
+        clean=[[KeepDeparture(staging=str(facts.staging), kept=str(kept), xml=xml)], *groups_of(leftovers)],
+        missing=facts.missing,
     )
 
 
@@ -268,17 +284,3 @@ def _check_space(facts: Facts, overlays: list[CreateOverlay], captured: list[Hos
     wanted = [(Path(step.path).parent, facts.overlay_bytes[step.backing]) for step in overlays]
     wanted += [(facts.staging.parent, item.size_bytes) for item in captured]
     require_room(wanted, Room(facts.free_bytes, facts.device), facts.reserve_bytes)
-
-
-def require_room(wanted: list[tuple[Path, int]], room: Room, reserve_bytes: int = 0) -> None:
-    """Raise NoSpace where a file system has less than what is to be written below its directories, and the reserve."""
-    need: dict[int, int] = {}
-    where: dict[int, Path] = {}
-    for directory, size in wanted:
-        device = room.device[directory]
-        need[device] = need.get(device, reserve_bytes) + size
-        where[device] = directory
-    for device, need_bytes in need.items():
-        have_bytes = room.free_bytes[where[device]]
-        if have_bytes < need_bytes:
-            raise NoSpace(path=str(where[device]), have_bytes=have_bytes, need_bytes=need_bytes)

@@ -24,7 +24,8 @@ from agent.transactions.model import (
     Room,
     SetAsideFrozen,
 )
-from agent.transactions.plan import groups_of, require_room
+from agent.transactions.plan import groups_of
+from agent.transactions.room import require_room
 from agent.wire.vm import Image
 
 
@@ -39,6 +40,7 @@ def plan_delete(doomed: list[Doomed], room: Room) -> Plan:
     replaces: list[AnyStep] = []
     removals: list[AnyStep] = []
     wanted: list[tuple[Path, int]] = []
+    _require_apart(doomed)
     for volume in doomed:
         frozen, child = volume.frozen, _only_child(volume)
         if frozen is None:
@@ -57,8 +59,24 @@ def plan_delete(doomed: list[Doomed], room: Room) -> Plan:
     return Plan(switch=groups_of(rebases, asides, commits, replaces), clean=groups_of(removals))
 
 
+def _require_apart(doomed: list[Doomed]) -> None:
+    """Refuse merges that have a file in common: what one stands its child on, the other might take away."""
+    seen: set[str] = set()
+    for volume in doomed:
+        for path in (volume.path, *volume.children):
+            if path in seen:
+                reason = "another merge of the same request has to do with it too"
+                raise ImageRefused(target=volume.target, path=path, reason=reason)
+            seen.add(path)
+
+
 def _only_child(volume: Doomed) -> Image | None:
     """Choose the child that still stands on the frozen file; refuse what would lose somebody's data."""
+    for path in (path for path, image in volume.children.items() if image is None):
+        reason = (
+            "it stood on the file that is to go and is gone. If its file system is not mounted, mount it; otherwise"
+        )
+        raise ImageRefused(target=volume.target, path=path, reason=f"{reason} delete the snapshot that it is of first")
     if volume.frozen is None:
         return None
     if volume.written_by:

@@ -8,7 +8,7 @@ from functools import singledispatch
 from pathlib import Path
 from uuid import UUID
 
-from agent.errors import DomainNotFound, HashMismatch, HostFileDamaged, HostFileMissing
+from agent.errors import DomainNotFound, HashMismatch, HostFileDamaged, HostFileMissing, StorageFailed
 from agent.host import dependents, files, nvram, qemu_img, tpm
 from agent.host.domain_xml import parse, replace_sources
 from agent.host.hypervisor import Hypervisor
@@ -282,9 +282,20 @@ def _stage_nvram(step: ReceiveHostFile, data: bytes) -> None:
     files.write_staged(Path(step.staged), data, like=Path(step.like or step.path))
 
 
+def _make_swtpm_dir(directory: Path) -> None:
+    """Make libvirt's own directory for TPMs, as libvirt does before the first one of a host."""
+    try:
+        if not directory.is_dir():
+            directory.mkdir()
+            directory.chmod(0o711)
+    except OSError as err:
+        raise StorageFailed(action="making", path=str(directory), reason=err.strerror or str(err)) from err
+
+
 def _stage_tpm(step: ReceiveHostFile, data: bytes, name: str) -> None:
     staged = Path(step.staged)
     files.remove_tree(staged)
+    _make_swtpm_dir(staged.parent)
     tpm.unpack(data, staged, name, like=Path(step.like or step.path))
 
 

@@ -24,16 +24,17 @@ from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
-from agent.transactions.journal import DomainRequest
 from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
-from agent.transactions.plan import plan_restore, plan_revert, plan_snapshot
+from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
 from agent.transactions.steps import Work
-from agent.transactions.survey_delete import dependents_of, is_gone, read_doomed, room_of
+from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
 from agent.web.errors import Error
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import (
     DeleteRequest,
+    DepartRequest,
+    DomainRequest,
     FirmwareFile,
     FrozenVolume,
     RestoreRequest,
@@ -83,11 +84,16 @@ class Surveyor:
         """
         with self._objecting():
             _require_at_rest(await self.work.hypervisor.domain(self.work.vm))
-        xml = await self.work.hypervisor.inactive_xml(self.work.vm)
+        # What departs goes to another host's libvirt as it is, console passwords included; a dry run shows none.
+        departs = isinstance(self.request, DepartRequest) and self.objections is None
+        xml = await self.work.hypervisor.inactive_xml(self.work.vm, secure=departs)
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.tpm_directory is not None:
             with self._objecting():
                 await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
+        if isinstance(self.request, RevertRequest | DeleteRequest) and self.objections is None:
+            for volume in self.request.volumes:
+                await asyncio.to_thread(bring_back, Path(volume.path))
         disks = await asyncio.to_thread(self._read_disks, domain)
         users = await self._users(domain)
         with self._objecting():
@@ -96,9 +102,9 @@ class Surveyor:
         plan = Plan()
         with self._objecting():
             if self._can_plan():
-                plan = await asyncio.to_thread(self._plan, domain, disks, host_files, users)
+                plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
                 await asyncio.to_thread(require_free_names, plan)
-        wants_firmware = isinstance(self.request, SnapshotRequest) and self.objections is None
+        wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest) and self.objections is None
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
         return Survey(plan, domain, xml, disks, host_files, firmware)
 
@@ -126,7 +132,7 @@ class Surveyor:
                 return set(excluded)
             case RevertRequest(volumes=volumes) | DeleteRequest(volumes=volumes):
                 return targets - {volume.target for volume in volumes}
-            case RestoreRequest():
+            case RestoreRequest() | DepartRequest():
                 return targets
 
     def _read_disks(self, domain: Domain) -> list[Disk]:
@@ -163,8 +169,14 @@ class Surveyor:
 
     async def _users(self, domain: Domain) -> list[Neighbour]:
         """Return what all domains use; this one as it was read under the guard."""
-        found = await self.work.inventory.neighbours()
+        found = await self.work.inventory.neighbours(complete=self._may_remove_images())
         return [Neighbour.of(domain), *(one for one in found if one.uuid != domain.uuid)]
+
+    def _may_remove_images(self) -> bool:
+        """Tell whether files may go on which a domain could stand that nobody knows of."""
+        return isinstance(self.request, DeleteRequest) or (
+            isinstance(self.request, RevertRequest) and self.request.undo is None
+        )
 
     def _require_own_files(self, domain: Domain, disks: list[Disk], users: list[Neighbour]) -> None:
         """Refuse what another domain would go on writing to: its NVRAM in use here, a disk that is to be frozen."""
@@ -196,7 +208,9 @@ class Surveyor:
             return await self.work.inventory.host_files(self.work.vm)
         return HostFiles(items=[], expected=[])
 
-    def _plan(self, domain: Domain, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]) -> Plan:
+    def _plan(
+        self, domain: Domain, domain_xml: str, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]
+    ) -> Plan:
         if isinstance(self.request, DeleteRequest):
             return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
@@ -210,6 +224,8 @@ class Surveyor:
                 return plan_revert(facts, self.request)
             case RestoreRequest():
                 return plan_restore(facts, self.request)
+            case DepartRequest():
+                return plan_depart(facts, self.request, domain_xml)
 
     def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)
@@ -241,7 +257,8 @@ class Surveyor:
         others = [one for one in users if one.uuid != self.work.vm]
         found = {image.path for chain in frozen.values() for image in chain}
         for top in (disk.chain[0].path for disk in disks if disk.chain):
-            if dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top)):
+            stood_on = dependents_of(Path(top), users) or neighbours.with_disk(others, Path(top))
+            if stood_on or self.work.locks.is_read(Path(top)):
                 found.add(top)
         return frozenset(found)
 
@@ -250,12 +267,10 @@ class Surveyor:
         doomed = read_doomed(self.transaction, request, users, self.limits)
         plan = plan_delete(doomed, room_of(doomed))
         for volume in (one for one in doomed if one.frozen is not None):
-            self.work.locks.take_image(volume.target, Path(volume.path))
+            self.work.locks.take_to_write(volume.target, Path(volume.path))
         for step in flat(plan.switch):
             if isinstance(step, RebaseChild | CommitChild):
                 self.work.locks.take_to_write(step.target, Path(step.child))
-            if isinstance(step, CommitChild):
-                self.work.locks.take_to_write(step.target, Path(step.frozen))
         return plan
 
 

@@ -9,6 +9,7 @@ from agent.host import dependents, files, images, neighbours, qcow2
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.model import Doomed, Room
+from agent.transactions.room import look_for_room
 from agent.wire.transaction import DeleteRequest, DoomedVolume
 from agent.wire.vm import Image
 
@@ -19,6 +20,17 @@ def is_gone(path: str) -> bool:
         return not Path(path).exists()
     except OSError:
         return False  # a name that no file can have
+
+
+def bring_back(path: Path) -> None:
+    """Give a frozen file its name back that a deletion has set aside and, when it failed, could not put back. Blocks.
+
+    No other work of its VM is under way, so whatever stands under its hidden name was left there.
+    """
+    if is_gone(str(path)) and path.parent.is_dir():
+        left = [one for one in files.staged_for(path) if dependents.is_image(one)]
+        if len(left) == 1:
+            files.rename(left[0], path)
 
 
 def dependents_of(path: Path, users: list[Neighbour]) -> list[str]:
@@ -38,11 +50,7 @@ def read_doomed(transaction: UUID, request: DeleteRequest, users: list[Neighbour
 def room_of(doomed: list[Doomed]) -> Room:
     """Measure the file systems of all files of a deletion."""
     present = [image for one in doomed for image in (one.frozen, *one.children.values()) if image is not None]
-    directories = {Path(image.path).parent for image in present}
-    return Room(
-        free_bytes={directory: files.free_bytes(directory) for directory in directories},
-        device={directory: directory.stat().st_dev for directory in directories},
-    )
+    return look_for_room({Path(image.path).parent for image in present})
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,12 @@ class _Volume:
     def _is_private(self) -> bool:
         path = Path(self.volume.path)
         present = [Path(one) for one in (self.volume.path, *self.volume.children) if not is_gone(one)]
-        return not neighbours.with_chain(self.others, path) and all(_is_simple(one) for one in present)
+        headers = [_plain_header(one) for one in present]
+        if neighbours.with_chain(self.others, path):
+            return False
+        # Each cluster of a child could take a whole larger one of the frozen file, for which there may be no room.
+        bits = [one.cluster_bits for one in headers if one is not None]
+        return len(bits) == len(present) and (not bits or bits[0] == min(bits))
 
     def _image(self, path: str) -> Image | None:
         """Read one image, checked with all that is below it; None where the file is gone."""
@@ -83,11 +96,12 @@ class _Volume:
         return images.read_chain(self.volume.target, Path(path), "qcow2", allowed, images.ANY_DEPTH)[0]
 
 
-def _is_simple(path: Path) -> bool:
-    """Tell whether an image has one name only, and no bitmaps: they would be lost, or count what we write."""
+def _plain_header(path: Path) -> qcow2.Header | None:
+    """Read the header of an image with one name only and no bitmaps: they would be lost, or count what we write."""
     try:
-        return path.stat().st_nlink == 1 and not qcow2.read_header(path).bitmaps
+        header = qcow2.read_header(path)
+        return header if path.stat().st_nlink == 1 and not header.bitmaps else None
     except OSError as err:
         raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
     except qcow2.Qcow2Error:
-        return False
+        return None

@@ -9,15 +9,16 @@ from agent.transactions.clone import CloneSurveyor
 from agent.transactions.exports import ExportSurveyor
 from agent.transactions.imports import ImportSurveyor
 from agent.transactions.journal import AnyRequest
+from agent.transactions.place import PlaceSurveyor
 from agent.transactions.steps import Work
 from agent.transactions.survey import Survey, Surveyor
 from agent.web.errors import Error
-from agent.wire.transaction import CloneRequest, ExportRequest, ImportRequest
+from agent.wire.transaction import CloneRequest, ExportRequest, ImportRequest, PlaceRequest
 
 
 async def name_of(request: AnyRequest, hypervisor: Hypervisor) -> str:
-    """Return the domain's name; that of one which is not there yet is checked first, and an export's is told."""
-    if isinstance(request, ExportRequest):
+    """Return the domain's name; that of a new one is checked first, one that moves or is only read is told."""
+    if isinstance(request, ExportRequest | PlaceRequest):
         return request.name
     if isinstance(request, CloneRequest | ImportRequest):
         check_name(request.name)
@@ -36,5 +37,7 @@ async def survey(
             return await ImportSurveyor(transaction, request, work, limits).survey()
         case ExportRequest():
             return await ExportSurveyor(transaction, request, work, limits).survey()
+        case PlaceRequest():
+            return await PlaceSurveyor(transaction, request, work, limits).survey()
         case _:
             return await Surveyor(transaction, request, work, limits, objections).survey()

@@ -11,7 +11,7 @@ from agent.wire.problem import Problem
 
 HostFilesPolicy = Literal["required", "best-effort", "none"]
 TransactionState = Literal["preparing", "prepared", "committing", "committed", "aborting", "aborted"]
-TransactionKind = Literal["snapshot", "revert", "delete", "clone", "export", "import", "restore"]
+TransactionKind = Literal["snapshot", "revert", "delete", "clone", "export", "import", "restore", "place", "depart"]
 ENDED: frozenset[TransactionState] = frozenset({"committed", "aborted"})
 DEFAULT_LEASE_S = 120.0
 
@@ -179,6 +179,56 @@ class CloneRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="cl
         )
 
 
+class FirmwareFile(Answer, kw_only=True, frozen=True):
+    """A loader or NVRAM template, so that a later restore can tell whether the firmware is still the same."""
+
+    role: Literal["loader", "template"]
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class PlaceRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="place"):
+    """Define a domain of another host here, with its host files in place before its first start.
+
+    Its images must be here, under the same paths; ``volumes`` say how each top file looked on the other host (an empty
+    fingerprint: do not compare). ``firmware`` are loader and template that it ran with. ``host_files`` are uploaded
+    after prepare and before commit; a type that the domain has and that is neither there nor in ``blank`` is refused.
+    """
+
+    vm: UUID
+    name: str
+    domain_xml: str
+    volumes: list[FrozenVolume] = []
+    firmware: list[FirmwareFile] = []
+    host_files: list[HostFileRef] = []
+    blank: list[HostFileType] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "PlaceRequest":
+        """Return an example for documentation and tests."""
+        clone = CloneRequest.example()
+        return cls(vm=clone.source, name="win11", domain_xml=clone.domain_xml, host_files=clone.host_files)
+
+
+class DepartRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="depart"):
+    """Hold a domain that is shut off, give its definition and host files, and at commit take them away from here.
+
+    The images stay, and host files in ``keep`` (those that the new host uses in place). What is taken away is kept in
+    ``departed/`` of the agent's state directory. The answer's ``domain_xml`` holds console passwords.
+    """
+
+    vm: UUID
+    keep: list[HostFileType] = []
+    lease_s: float = DEFAULT_LEASE_S
+
+    @classmethod
+    def example(cls) -> "DepartRequest":
+        """Return an example for documentation and tests."""
+        return cls(vm=UUID("6e0f1c1e-6d9e-4b8e-9f57-1b9b4c3f8a11"))
+
+
 class ExportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="export"):
     """Hold the frozen files of a snapshot still, so that they can be fetched (wire.archive).
 
@@ -243,9 +293,10 @@ class ImportRequest(Request, kw_only=True, frozen=True, tag_field="kind", tag="i
         )
 
 
-TransactionRequest = (
-    SnapshotRequest | RevertRequest | DeleteRequest | CloneRequest | RestoreRequest | ExportRequest | ImportRequest
-)
+#: Work on a domain that is there; one that is made or placed is not there yet, and an export does not touch it.
+DomainRequest = SnapshotRequest | RevertRequest | DeleteRequest | RestoreRequest | DepartRequest
+NewDomainRequest = CloneRequest | ImportRequest | PlaceRequest
+TransactionRequest = DomainRequest | NewDomainRequest | ExportRequest
 
 
 class FrozenFile(Answer, kw_only=True, frozen=True):
@@ -279,15 +330,6 @@ class FrozenFile(Answer, kw_only=True, frozen=True):
         )
 
 
-class FirmwareFile(Answer, kw_only=True, frozen=True):
-    """A loader or NVRAM template, so that a later restore can tell whether the firmware is still the same."""
-
-    role: Literal["loader", "template"]
-    path: str
-    size_bytes: int
-    sha256: str
-
-
 class VolumeOutcome(Answer, kw_only=True, frozen=True):
     """How the merge of one disk ended. ``moved_bytes`` is what was copied between image files.
 
@@ -312,7 +354,8 @@ class Transaction(Answer, kw_only=True, frozen=True):
     describe the undo point (the present state), if one was asked for; for a restore ``host_files`` are those that
     are replaced. For a clone ``volumes`` are the frozen files that it is made of, each with the clone's own file as
     ``overlay``; ``excluded`` are disks that it does not have. For an import they are the files that it puts in place,
-    with a fingerprint once they were received. ``steps`` are the names of the plan's steps.
+    with a fingerprint once they were received. For a place ``kept`` are host files that were here already; for a depart
+    ``host_files`` are all that the domain has. ``steps`` are the names of the plan's steps.
     ``outcomes`` is filled by delete.
     """
 

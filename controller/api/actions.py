@@ -17,12 +17,14 @@ from agent.wire.base import Request
 from agent.wire.clone import CloneSnapshot
 from agent.wire.host_file import HOST_FILE_TYPES
 from agent.wire.operation import Operation
+from agent.wire.place import PlaceVm
 from agent.wire.snapshot import CreateSnapshot, RevertSnapshot, Snapshot
 from controller import names
 from controller.api.conditions import IF_MATCH
 from controller.api.operations import WaitQuery
 from controller.errors import (
     BackupFileNotFound,
+    HostNotFound,
     IdempotencyConflict,
     NameInvalid,
     SnapshotBusy,
@@ -38,6 +40,7 @@ from controller.errors import (
 from controller.operations import (
     backup_host_files,
     clone,
+    place,
     restore_host_files,
     revert,
     snapshot_create,
@@ -46,7 +49,7 @@ from controller.operations import (
     ungroup,
 )
 from controller.operations.engine import Engine, Place
-from controller.store import backup_files, operations, snapshots, vms
+from controller.store import backup_files, hosts, operations, snapshots, vms
 
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key", "The same key and request again: the same operation", pattern=r"[!-~]{1,128}"
@@ -72,6 +75,7 @@ class ActionRoutes:
         return [
             _action("POST", f"{vm}/sync", self.sync, _VM),
             _action("POST", f"{vm}/backup-host-files", self.backup_host_files, _VM),
+            _action("POST", f"{vm}/place", self.place, (*_VM, HostNotFound)),
             _action("POST", f"{vm}/restore-host-files", self.restore_host_files, (*_VM, *_COPIES)),
             _action("POST", f"{vm}/snapshots", self.create, (*_VM, NameInvalid, SnapshotExists)),
             _action("POST", f"{one}/revert", self.revert, _SNAPSHOT),
@@ -95,6 +99,16 @@ class ActionRoutes:
             raise InvalidRequest(where="body.owners", reason=f"expected 1 to {_OWNERS_LIMIT} owners")
         wanted = backup_host_files.Wanted(owners=owners)
         return await self._start(call, "vm-backup-host-files", wanted, _on_vm(call, vm), query)
+
+    async def place(self, call: Call, vm: str, query: WaitQuery, body: PlaceVm) -> Reply[Operation]:
+        """Move a VM that is shut off to another host on the same storage, with its NVRAM and TPM state.
+
+        Its definition is taken away where it was. Where that host cannot be reached, the copies that are held are
+        used if the VM has not run since, or with `force`; the result's `left_on` then names that host. A VM that
+        several hosts define is settled on the one that is named, which must be one of them.
+        """
+        wanted = place.Wanted(host=body.host, force=body.force)
+        return await self._start(call, "vm-place", wanted, _to_host(call, vm, body.host), query)
 
     async def restore_host_files(
         self, call: Call, vm: str, query: WaitQuery, body: RestoreHostFiles
@@ -190,6 +204,19 @@ def _on_vm(call: Call, text: str) -> Place:
         return vm, vms.host_of(vm)
 
     return place
+
+
+def _to_host(call: Call, text: str, host: str) -> Place:
+    def there() -> tuple[UUID | None, str | None]:
+        vm = vms.resolve(text)
+        call.require_match(f"VM {text}", etag.of(msgspec.json.encode(vms.get(vm))))
+        hosts.get(host)
+        defined = vms.defined_on(vm)
+        if len(defined) > 1 and host not in defined:
+            raise VmConflict(vm=text, hosts=", ".join(defined))
+        return vm, host
+
+    return there
 
 
 def _with_copies(call: Call, text: str, body: RestoreHostFiles) -> Place:

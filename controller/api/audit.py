@@ -16,26 +16,23 @@ from controller.store import audit
 
 log = logging.getLogger("coldframe.audit")
 
+_EXPORT = "/export"
 _OPERATIONS = "/v1/operations/"
 
 
 def auditing(db: Database) -> Middleware:
     """Write a line before the call is worked on, and how it ended after: nothing changes without a line.
 
-    A call that the database cannot note down is refused before it begins. Who has no credential never gets here,
-    and is in the access log; so is a dry run, which changes nothing. The query is not written: it is not needed to know
-    what was done.
+    Reading a whole VM out is noted down like a change. A call that the database cannot note down is refused before it
+    begins. Who has no credential never gets here, and is in the access log; so is a dry run, which changes nothing. The
+    query is not written: it is not needed to know what was done.
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         identity = request.get(IDENTITY)
-        if (
-            request.method not in dry_run.CHANGING
-            or dry_run.is_wanted(request)
-            or identity is None
-            or request.match_info.http_exception is not None
-        ):
+        noted = request.method in dry_run.CHANGING or request.path.endswith(_EXPORT)
+        if not noted or dry_run.is_wanted(request) or identity is None or request.match_info.http_exception is not None:
             return await handler(request)
         seq = await db.run(
             audit.begin,

@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import zstandard
 
@@ -14,10 +15,10 @@ from controller.errors import ArchiveSourceChanged
 _LEVEL = 3
 
 #: Gives the bytes of an image.
-Source = Callable[[Image], AsyncIterator[bytes]]
+Source = Callable[[Image], AsyncGenerator[bytes, None]]
 
 
-async def pack(manifest: Manifest, small: dict[str, bytes], read: Source, host: str) -> AsyncIterator[bytes]:
+async def pack(manifest: Manifest, small: dict[str, bytes], read: Source, host: str) -> AsyncGenerator[bytes, None]:
     """Give the archive piece by piece. ``small`` holds the members of ``manifest.small()`` by name.
 
     Raises ArchiveSourceChanged where ``read`` gives another number of bytes than the manifest says (``host`` is
@@ -25,15 +26,16 @@ async def pack(manifest: Manifest, small: dict[str, bytes], read: Source, host: 
     """
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
     sums: list[str] = []
-    async for piece in _members(manifest, small, read, host, sums):
-        if compressed := await asyncio.to_thread(compressor.compress, piece):
-            yield compressed
+    async with aclosing(_members(manifest, small, read, host, sums)) as members:
+        async for piece in members:
+            if compressed := await asyncio.to_thread(compressor.compress, piece):
+                yield compressed
     yield await asyncio.to_thread(compressor.flush)
 
 
 async def _members(
     manifest: Manifest, small: dict[str, bytes], read: Source, host: str, sums: list[str]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Give the tar file, and fill ``sums`` on the way."""
     texts = {MANIFEST: encode(manifest), **{member.name: small[member.name] for member in manifest.small()}}
     for name, data in texts.items():
@@ -42,12 +44,13 @@ async def _members(
     for image in manifest.images():
         yield tar.header(image.name, image.size_bytes, manifest.snapshot.created_at)
         digest, seen = hashlib.sha256(), 0
-        async for piece in read(image):
-            seen += len(piece)
-            if seen > image.size_bytes:
-                break
-            await asyncio.to_thread(digest.update, piece)
-            yield piece
+        async with aclosing(read(image)) as pieces:
+            async for piece in pieces:
+                seen += len(piece)
+                if seen > image.size_bytes:
+                    break
+                await asyncio.to_thread(digest.update, piece)
+                yield piece
         if seen != image.size_bytes:
             raise ArchiveSourceChanged(name=host, file=image.name, found=seen, expected=image.size_bytes)
         yield bytes(tar.padding(seen))

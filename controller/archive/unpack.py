@@ -74,6 +74,13 @@ class Unpacking:
         """Return the SHA-256 of an image that was consumed."""
         return self._digests[image.name]
 
+    async def verify(self) -> None:
+        """Read the rest, check all of it, and keep nothing. Raises SnapshotArchiveRefused."""
+        async for _, pieces in self.images():
+            async for _ in pieces:
+                pass
+        await self.finish()
+
     async def finish(self) -> None:
         """Check the hashes of all members, and that nothing follows. Raises SnapshotArchiveRefused."""
         lines = {name: f"{sha256}  {name}" for name, sha256 in self._digests.items()}

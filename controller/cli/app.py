@@ -21,6 +21,7 @@ from controller.cli import (
     operation,
     retention,
     snapshot,
+    snapshot_archive,
     snapshot_edit,
     snapshot_verify,
     token,
@@ -45,6 +46,8 @@ for module in (host, vm, snapshot, retention, backup, operation, token):
     app.add_typer(module.app, name=module.__name__.rpartition(".")[2])
 for more in (snapshot_edit.edit, snapshot_edit.protect, snapshot_edit.unprotect):
     command(snapshot.app, more.__name__)(more)
+command(snapshot.app, "export")(snapshot_archive.export)
+command(snapshot.app, "import", waits=True)(snapshot_archive.import_)
 command(snapshot.app, "verify", waits=True)(snapshot_verify.verify)
 command(app, "events")(events.events)
 command(app, "doctor", waits=True)(doctor.doctor)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: No limit on the whole: a long poll may take its time. The controller sends something at least every minute.
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
+#: For what may take hours before it answers.
+PATIENT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 PAGE_LIMIT = 200
 _CHUNK_BYTES = 256 * 1024
 
@@ -129,6 +131,51 @@ class Client:
         finally:
             partial.unlink(missing_ok=True)
 
+    def save(self, where: str, target: Path, *, replace: bool, **query: str | int) -> int:
+        """Write an answer of any size to a file, all or nothing; return its size. Raises FileRefused.
+
+        However long it takes to begin: a file of many gigabytes may have to be made first.
+        """
+        if self._dry_run:
+            step = PlannedStep(action="write-file", name=f"write {target}", path=str(target))
+            raise PlanMade(planned("download", [step], []))
+        taken = "it exists already; use --force to replace it"
+        if target.exists() and not replace:
+            raise FileRefused(path=target, reason=taken)
+        try:
+            descriptor, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name[:100]}.")
+        except OSError as err:
+            raise FileRefused(path=target, reason=err.strerror) from err
+        partial, size_bytes = Path(name), 0
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for chunk in self._stream(where, query, PATIENT):
+                    size_bytes += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                partial.replace(target)
+            else:
+                target.hardlink_to(partial)  # and not rename: what has come there meanwhile stays
+            _sync(target.absolute().parent)
+        except FileExistsError as err:
+            raise FileRefused(path=target, reason=taken) from err
+        except OSError as err:
+            raise FileRefused(path=target, reason=err.strerror) from err
+        finally:
+            partial.unlink(missing_ok=True)
+        return size_bytes
+
+    def send(self, where: str, source: Path, kind: type[T], key: str, **query: str | int) -> T:
+        """Send a file of any size; return the answer, however long that takes. Raises FileRefused."""
+        try:
+            with source.open("rb") as file:
+                headers = {"Idempotency-Key": key, "Content-Type": "application/octet-stream"}
+                more: dict[str, Any] = {"query": query, "data": file, "headers": headers, "limits": PATIENT}
+                return self._decode(where, kind, self._runner.run(self._call("POST", where, **more))[1])
+        except OSError as err:
+            raise FileRefused(path=source, reason=err.strerror) from err
+
     def lines(self, where: str, **query: str | int) -> Iterator[str]:
         """Read an endless text answer line by line, without line ends."""
         rest = b""
@@ -137,8 +184,10 @@ class Client:
             for line in lines:
                 yield line.decode("utf-8", "replace").rstrip("\r")
 
-    def _stream(self, where: str, query: dict[str, str | int] | None = None) -> Iterator[bytes]:
-        chunks = self._chunks(where, query)
+    def _stream(
+        self, where: str, query: dict[str, str | int] | None = None, limits: aiohttp.ClientTimeout = TIMEOUT
+    ) -> Iterator[bytes]:
+        chunks = self._chunks(where, query, limits)
 
         async def following() -> bytes | None:
             return await anext(chunks, None)
@@ -166,15 +215,17 @@ class Client:
         *,
         query: dict[str, str | int] | None = None,
         body: Any = None,
+        data: IO[bytes] | None = None,
         headers: dict[str, str] | None = None,
+        limits: aiohttp.ClientTimeout = TIMEOUT,
     ) -> tuple[int, bytes, str | None]:
-        """Return the answer's status, body and ETag."""
+        """Return the answer's status, body and ETag. ``body`` is sent as JSON, ``data`` as it is."""
         plans = self._dry_run and method != "GET"
         query = {**(query or {}), **({"dry_run": "true"} if plans else {})}
-        data = None if body is None else msgspec.json.encode(body)
-        extra = {"Content-Type": "application/json"} if data is not None else {}
+        sent = data if body is None else msgspec.json.encode(body)
+        extra = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            async with self._request(method, where, query, data, {**extra, **(headers or {})}) as answer:
+            async with self._request(method, where, query, sent, {**extra, **(headers or {})}, limits) as answer:
                 content = await answer.read()
                 self._check(answer, content)
                 if plans:
@@ -183,19 +234,20 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError) as err:
             raise ControllerUnreachable(url=self.url, reason=_reason(err)) from err
 
-    def _request(
+    def _request(  # noqa: PLR0917 - what a request is made of
         self,
         method: str,
         where: str,
         query: dict[str, str | int] | None = None,
-        data: bytes | None = None,
+        data: bytes | IO[bytes] | None = None,
         headers: dict[str, str] | None = None,
+        limits: aiohttp.ClientTimeout = TIMEOUT,
     ) -> Any:
         if self._session is None:
             self._session = aiohttp.ClientSession(headers=self._headers, timeout=TIMEOUT, trust_env=False)
         # No redirects: the token is for this controller alone.
         url = URL(self.url + where, encoded=True).update_query(query or {})
-        return self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        return self._session.request(method, url, data=data, headers=headers, timeout=limits, allow_redirects=False)
 
     def _check(self, answer: aiohttp.ClientResponse, content: bytes) -> None:
         if answer.status < 300:
@@ -204,15 +256,26 @@ class Client:
             raise NotAController(url=self.url, reason=f"it answers {answer.status} as {answer.content_type}")
         raise Answered(self._decode(answer.url.path, Problem, content))
 
-    async def _chunks(self, where: str, query: dict[str, str | int] | None) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, where: str, query: dict[str, str | int] | None, limits: aiohttp.ClientTimeout
+    ) -> AsyncGenerator[bytes, None]:
         try:
-            async with self._request("GET", where, query) as answer:
+            async with self._request("GET", where, query, limits=limits) as answer:
                 if answer.status != 200:
                     self._check(answer, await answer.read())
                 async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
                     yield chunk
         except (aiohttp.ClientError, TimeoutError, ValueError) as err:
             raise ControllerUnreachable(url=self.url, reason=_reason(err)) from err
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _reason(err: Exception) -> str:

@@ -9,6 +9,7 @@ import typer
 from agent.wire.backup_file import RestoreHostFiles
 from agent.wire.fleet import Host, Vm, VmVolume
 from agent.wire.operation import Operation
+from agent.wire.place import PlaceVm
 from controller.cli.client import path
 from controller.cli.lookup import snapshot_uuid
 from controller.cli.session import Session, command
@@ -59,6 +60,26 @@ def sync(session: Session, vm: VmArgument) -> None:
     """Fetch the VM's host files from its host now."""
     answer = session.client.change("POST", path("vms", vm, "sync"), Operation)
     settle(session, answer, lambda ended: session.show(ended, lambda: _tell_synced(session, vm, ended)))
+
+
+@command(app, "place")
+def place(
+    session: Session,
+    vm: VmArgument,
+    host: Annotated[str, typer.Argument(help="The host that it shall be on.", metavar="HOST")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Where its present host does not answer, use copies that may be old.")
+    ] = False,
+) -> None:
+    """Move a VM that is off to another host on the same storage, with its NVRAM and TPM; settles a conflict too."""
+    answer = session.client.change("POST", path("vms", vm, "place"), Operation, PlaceVm(host=host, force=force))
+    settle(session, answer, lambda ended: session.show(ended, lambda: _tell_placed(session, vm, ended)))
+
+
+def _tell_placed(session: Session, vm: str, ended: Operation) -> None:
+    session.out.print(f"{printable(vm)} is on {printable(ended.result['host'])}")
+    for remark in ended.result.get("remarks", []):
+        session.out.print(printable(remark))
 
 
 @command(app, "restore-host-files")

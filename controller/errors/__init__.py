@@ -8,8 +8,8 @@
     │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy
-    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
+    │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined  VmKnown
     │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
     │   ├── BackupFileOwned  OwnerReserved
@@ -27,6 +27,7 @@
     ├── NameInvalid                  422
     ├── SnapshotArchiveRefused       422  what was sent is not a whole and sound archive
     ├── ArchiveSourceChanged         502  a host sent other bytes for an archive than it announced
+    ├── ExportFailed                 409  its operation says why
     ├── TransferBroken               408  the caller's end of an archive's stream went away
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
@@ -38,6 +39,7 @@
 from agent.web.errors import Error
 from controller.errors.archive import (
     ArchiveSourceChanged,
+    ExportFailed,
     SnapshotArchiveRefused,
     TransferBroken,
 )
@@ -49,6 +51,7 @@ from controller.errors.conflict import (
     FrozenFileHeld,
     HostBusy,
     HostExists,
+    HostFilesStale,
     HostIsAnother,
     HostUrlTaken,
     IdempotencyConflict,
@@ -66,6 +69,8 @@ from controller.errors.conflict import (
     VmConflict,
     VmDefined,
     VmExists,
+    VmKnown,
+    VmMayRun,
     VmNowhere,
 )
 from controller.errors.host import (
@@ -116,12 +121,14 @@ __all__ = [
     "DisksNotDeleted",
     "DisksNotRemoved",
     "Error",
+    "ExportFailed",
     "FrozenFileHeld",
     "HostBusy",
     "HostExists",
     "HostFileNotHeld",
     "HostFileTooLarge",
     "HostFilesMissing",
+    "HostFilesStale",
     "HostIsAnother",
     "HostNotFound",
     "HostTimeout",
@@ -153,6 +160,8 @@ __all__ = [
     "VmConflict",
     "VmDefined",
     "VmExists",
+    "VmKnown",
+    "VmMayRun",
     "VmNotFound",
     "VmNowhere",
 ]

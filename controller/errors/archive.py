@@ -22,3 +22,10 @@ class TransferBroken(Error):
 
     status, code = 408, "transfer-broken"
     message = "The archive's stream ended early: {reason}; nothing was changed. Begin again"
+
+
+class ExportFailed(Error):
+    """A snapshot could not be exported. ``cause`` is the code of what was wrong, ``operation`` the work that failed."""
+
+    status, code = 409, "export-failed"
+    message = "The snapshot was not exported: {reason}"

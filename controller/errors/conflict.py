@@ -29,6 +29,26 @@ class HostIsAnother(Conflict):
     )
 
 
+class HostFilesStale(Conflict):
+    """The VM may have changed its host files since they were copied, on a host that cannot be asked."""
+
+    code = "host-files-stale"
+    message = (
+        "The copy of the {types} of VM {vm} is from {synced_at}, {age} ago, and it has run since on host {host}, which "
+        "cannot be reached: {reason}; nothing was changed. Bring that host back, or use the old copy with --force"
+    )
+
+
+class VmMayRun(Conflict):
+    """The VM ran when its host was last seen, and that host cannot be asked."""
+
+    code = "vm-may-run"
+    message = (
+        "VM {vm} was {state} on host {host} when that was last seen, and it cannot be reached: {reason}; nothing was "
+        "changed. Bring that host back; where you know that the VM is off there, use --force"
+    )
+
+
 class HostExists(Conflict):
     """A host of this name is enrolled already."""
 
@@ -58,7 +78,7 @@ class VmConflict(Conflict):
 
     code = "vm-conflict"
     message = (
-        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Undefine it on all but one; where "
+        "VM {vm} is defined on several hosts: {hosts}; nothing was changed. Choose one with: coldframe vm place; where "
         "these are two names of one host, take one out instead: coldframe host remove"
     )
 
@@ -97,6 +117,16 @@ class VmExists(Conflict):
     """The UUID given for a clone belongs to another VM."""
 
     code, message = "vm-exists", "VM {name} has the UUID {vm}; nothing was changed. Use a new UUID"
+
+
+class VmKnown(Conflict):
+    """The VM of an archive, or one of its name, is there already."""
+
+    code = "vm-known"
+    message = (
+        "VM {name} ({vm}) is defined on host {host}; nothing was changed. "
+        "Import it with a new identity (--as-new NAME), or undefine that one first"
+    )
 
 
 class ClonesFailed(Conflict):

@@ -42,6 +42,7 @@ async def plan(job: Job) -> Plan:
 
 
 async def _back_up(job: Job, owners: list[UUID]) -> dict[str, Any]:
+    await job.step("read host files")
     held, facts = await _find(job)
     await job.step("replace the owners' copies")
     return await job.db.run(_replace, job.uuid, owners, held, facts)
@@ -49,7 +50,6 @@ async def _back_up(job: Job, owners: list[UUID]) -> dict[str, Any]:
 
 async def _find(job: Job) -> tuple[dict[HostFileType, Held], dict[str, Any]]:
     """Return one copy of each type that the VM has, and what the result says of them."""
-    await job.step("read host files")
     synced = await sync.look(job)
     expected = sync.expected_of(synced.facts)
     copies, as_of = dict(synced.held), None

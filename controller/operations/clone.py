@@ -144,7 +144,7 @@ def _cloneable(snapshot: UUID) -> Group:
     group = snapshots.group(snapshot)
     if group.snapshot.state != "ready":
         raise SnapshotBusy(snapshot=snapshot, state=group.snapshot.state)
-    if gone := [volume.target for volume in group.volumes if volume.merged]:
+    if gone := group.lost:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=snapshot)
     return group
 

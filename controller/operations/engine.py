@@ -23,6 +23,7 @@ from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
 from controller import owners
+from controller.archive.transfers import Streams
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
@@ -64,6 +65,7 @@ class Engine:
         self.hosts = hosts
         self.kinds = kinds
         self.limits = limits or Limits()
+        self.streams = Streams()
         self.owner = owners.new()
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
         self._nudge = asyncio.Event()
@@ -176,7 +178,7 @@ class Engine:
         uuid = row.operation.uuid
         if uuid in self._jobs:
             return
-        job = Job(row, self.db, self.hosts, self.limits.patience, nudge=self.nudge)
+        job = Job(row, self.db, self.hosts, self.limits.patience, streams=self.streams, nudge=self.nudge)
         task = asyncio.create_task(self._run(job), name=f"operation {uuid}")
         self._jobs[uuid] = (job, task)
         task.add_done_callback(lambda _: self._ended(uuid))

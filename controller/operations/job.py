@@ -6,6 +6,7 @@ remembered in its row before it is used, so that a job may be run again from the
 
 import logging
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeVar
@@ -15,6 +16,7 @@ import msgspec
 
 from agent.client import AgentClient
 from agent.web.log import kv
+from controller.archive.transfers import Streams
 from controller.db import Database
 from controller.errors import OperationCancelled
 from controller.hosts import Hosts
@@ -65,7 +67,10 @@ class Job:
     db: Database
     hosts: Hosts
     patience: Patience = field(default_factory=Patience)
+    streams: Streams = field(default_factory=Streams)
     cancelled: bool = False
+    #: Another host than the operation's own, for a view of the job that ``at`` gave.
+    elsewhere: str | None = None
     #: Wakes the engine for operations that this one has queued.
     nudge: Callable[[], None] = lambda: None
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
@@ -109,10 +114,16 @@ class Job:
     @property
     def host(self) -> str:
         """The host that the VM was on when the operation was asked for."""
-        host = self.row.operation.host
+        host = self.elsewhere or self.row.operation.host
         if host is None:
             raise TypeError(f"operation {self.uuid} of kind {self.row.operation.kind} has no host")
         return host
+
+    def at(self, host: str) -> "Job":
+        """Return a view of this job whose transactions are on another host. What it does is remembered by this one."""
+        view = copy(self)
+        view.elsewhere = host
+        return view
 
     @property
     def client(self) -> AgentClient:
@@ -198,7 +209,7 @@ class Job:
         if result is not None:
             self.memo[CONCLUDED] = result
         self._recorded.add(transaction)
-        self._undo = [one for one in self._undo if one[0] != transaction]
+        self._undo[:] = [one for one in self._undo if one[0] != transaction]
 
     def on_failure(self, transaction: UUID, undo: Undo) -> None:
         """Register what takes the next step of a transaction back. It must be harmless where that never happened."""
@@ -206,5 +217,6 @@ class Job:
 
     def pending_undo(self) -> list[Undo]:
         """Hand over what takes the steps back, last first, leaving out transactions that may have been committed."""
-        undo, self._undo = self._undo[::-1], []
+        undo = self._undo[::-1]
+        self._undo.clear()
         return [one for of, one in undo if of not in self._sealed or of in self._refuted]

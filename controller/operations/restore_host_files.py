@@ -28,6 +28,8 @@ class Wanted(Request, kw_only=True, frozen=True):
     types: list[HostFileType] | None = None
     snapshot: UUID | None = None
     backup_file: UUID | None = None
+    #: The VM came to its host by hand: of copies that may be older than it, it is only told.
+    arrived: bool = False
 
 
 async def run(job: Job) -> dict[str, Any]:
@@ -81,7 +83,7 @@ async def _chosen(job: Job, wanted: Wanted) -> dict[HostFileType, str]:
     types = lost if wanted.types is None else wanted.types
     if unknown := [one for one in types if one not in sync.expected_of(facts)]:
         raise InvalidRequest(where="body.types", reason=f"the VM has no {' and no '.join(unknown)}")
-    return await job.db.run(_choose, job.vm, wanted, types)
+    return await job.db.run(_of_arrival if wanted.arrived else _choose, job.vm, wanted, types)
 
 
 def _bytes_of(chosen: dict[HostFileType, str]) -> dict[HostFileType, bytes]:
@@ -109,6 +111,15 @@ async def _keep(job: Job, view: Transaction) -> None:
         return
     await job.db.run(backup_files.replace, "external", job.uuid, held)
     await job.step("commit", {_KEPT: str(job.uuid)})
+
+
+def _of_arrival(vm: UUID, wanted: Wanted, types: list[HostFileType]) -> dict[HostFileType, str]:
+    """Return what ``_choose`` does, unless one of the copies may be older than the VM: then say so, and nothing."""
+    host = vms.host_of(vm)
+    if any(one.type in types and one.dirty_since is not None for one in host_files.best(vm, host)):
+        host_files.stale(vm, host, types)
+        return {}
+    return _choose(vm, wanted, types)
 
 
 def _choose(vm: UUID, wanted: Wanted, types: list[HostFileType]) -> dict[HostFileType, str]:

@@ -127,7 +127,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: lis
     volumes = [volume for volume in group.volumes if volume.target in targets]
     if unknown := targets - {volume.target for volume in volumes}:
         raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
-    if gone := [volume.target for volume in volumes if volume.merged or volume.altered]:
+    if gone := [target for target in group.lost if target in targets]:
         raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)

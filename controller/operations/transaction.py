@@ -189,6 +189,14 @@ async def _stopped(job: Job, view: Transaction) -> Transaction:
     return view
 
 
+async def standing(job: Job, id: UUID) -> Transaction:
+    """Return how a transaction stands whose commit may have been sent. Raises OutcomeUnknown."""
+    try:
+        return await _until_known(job, id, partial(job.client.transaction, id))
+    except AgentProblem as err:
+        raise OutcomeUnknown(name=job.host, transaction=id, reason=str(err)) from err
+
+
 async def _commit_once(job: Job, id: UUID) -> Transaction:
     """Send commit, which may be repeated; where it is refused, say how the transaction stands after that."""
     try:

@@ -34,7 +34,10 @@ _FROM: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NewGroup:
-    """What is written when a snapshot is created. ``missing`` are expected types that ``host_files`` lacks."""
+    """What is written when a snapshot is created. ``missing`` are expected types that ``host_files`` lacks.
+
+    ``stands_alone``: it has no parent, wherever the VM stood.
+    """
 
     uuid: UUID
     vm: UUID
@@ -56,6 +59,7 @@ class NewGroup:
     firmware: Sequence[FirmwareFile] = ()
     tpm_secret: UUID | None = None
     created_at: datetime = field(default_factory=utc_now)
+    stands_alone: bool = False
 
 
 def create(new: NewGroup) -> wire.Snapshot:
@@ -233,7 +237,7 @@ def _insert(new: NewGroup) -> None:
     Snapshot.create(
         uuid=new.uuid,
         vm=new.vm,
-        parent=snapshots.current(new.vm),
+        parent=None if new.stands_alone else snapshots.current(new.vm),
         name=new.name,
         description=new.description,
         labels=dict(new.labels),

@@ -15,7 +15,7 @@ from agent.wire.host_file import HostFileType
 from controller.db import read, write
 from controller.errors import HostFileNotHeld, VmNotFound
 from controller.models import Clone, Content, HostFile, Vm
-from controller.store import contents
+from controller.store import contents, events
 from controller.store.contents import Held
 
 
@@ -129,6 +129,33 @@ def best(vm: UUID, host: str | None) -> list[Kept]:
     types = sorted({kept.type for kept in found})
     chosen = (_choose([kept for kept in found if kept.type == type_], host) for type_ in types)
     return [kept for kept in chosen if kept is not None]
+
+
+def arrivals(host: str) -> list[UUID]:
+    """Return the VMs that this host alone defines, and whose host files are known from other hosts only."""
+    here = HostFile.select(HostFile.vm).where(HostFile.host == host)
+    elsewhere = HostFile.select(HostFile.vm).where(HostFile.host != host, HostFile.content.is_null(False))
+    rows = Vm.select(Vm.uuid).where(Vm.host == host, Vm.conflict.is_null(), Vm.uuid.in_(elsewhere), ~Vm.uuid.in_(here))
+    return [row.uuid for row in rows.order_by(Vm.uuid)]
+
+
+def stale(vm: UUID, host: str, types: Iterable[HostFileType]) -> None:
+    """Record that a host lacks these, and that the copies from elsewhere may be old; event ``vm.host-files-stale``."""
+    with write():
+        for type_ in types:
+            record_failure(vm, host, type_, "it is not there, and the copy of another host may be older than the VM")
+        events.append("vm.host-files-stale", host=host, vm=vm, data={"types": sorted(types)})
+
+
+def unsaved(host: str) -> list[UUID]:
+    """Return the shut-off VMs of a host with a host file that ran or could not be read since its last copy."""
+    lost = HostFile.dirty_since.is_null(False) | HostFile.reason.is_null(False)
+    rows = (
+        HostFile.select(HostFile.vm)
+        .join(Vm)
+        .where(HostFile.host == host, Vm.host == host, Vm.state == "shut-off", lost)
+    )
+    return sorted({row.vm_id for row in rows})
 
 
 def vms_with_copies() -> Any:

@@ -111,13 +111,15 @@ def remove(name: str) -> None:
         vms.forget_traceless()
 
 
-def seen(name: str, facts: HostFacts, at: datetime) -> None:
-    """Record that the agent answered; event ``host.reachable`` where it did not before. Raises HostNotFound."""
+def seen(name: str, facts: HostFacts, at: datetime) -> bool:
+    """Record that the agent answered; event ``host.reachable`` and True if it did not before. Raises HostNotFound."""
     with write():
         row = _row(name)
-        if row.error is not None or row.last_seen_at is None:
+        is_back = row.error is not None or row.last_seen_at is None
+        if is_back:
             events.append("host.reachable", host=name)
         _update(name, facts=facts, last_seen_at=at, error=None)
+        return is_back
 
 
 def failed(name: str, error: str) -> None:

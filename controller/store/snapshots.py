@@ -55,6 +55,11 @@ class Group:
     transaction: UUID | None
     ungrouped: bool
 
+    @property
+    def lost(self) -> list[str]:
+        """Name the disks that a deletion has merged away or begun to write to: they cannot be had from it any more."""
+        return [volume.target for volume in self.volumes if volume.merged or volume.altered]
+
 
 def get(uuid: UUID) -> wire.Snapshot:
     """Return one. Raises SnapshotNotFound."""

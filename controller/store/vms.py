@@ -11,7 +11,7 @@ from agent.wire import fleet as wire
 from agent.wire.clone import CloneOrigin
 from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
-from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
+from controller.errors import SnapshotProtected, VmAmbiguous, VmBusy, VmConflict, VmKnown, VmNotFound, VmNowhere
 from controller.models import BackupFile, Clone, Host, RetentionPolicy, Snapshot, Vm, VmDefinition, VolumeSnapshot
 from controller.store import backup_files, contents, events, host_files, operations
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -36,6 +36,30 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
+def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime) -> None:
+    """Record that a VM is on ``host`` now and no longer on ``others``: its frozen files are reached there.
+
+    Event ``vm.placed``. Where another host still defines it, its next inventory shows that, as a conflict.
+    """
+    with write():
+        VmDefinition.delete().where(VmDefinition.vm == uuid, VmDefinition.host.in_(others)).execute()
+        VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
+        record_one(host, facts, at)
+        events.append("vm.placed", host=host, vm=uuid, data={"from": others})
+
+
+def defined_on(uuid: UUID) -> list[str]:
+    """Return the hosts that define it, by name."""
+    rows = VmDefinition.select(VmDefinition.host).where(VmDefinition.vm == uuid).order_by(VmDefinition.host)
+    return [row.host_id for row in rows]
+
+
+def last_facts(uuid: UUID) -> HostVm:
+    """Return what was last seen of a VM, wherever that was. Raises VmNotFound."""
+    row = _row(uuid)
+    return HostVm(uuid=uuid, persistent=True, **{name: getattr(row, name) for name in _SHOWN}, disks=_disks(row))
+
+
 def settle_all(host: str) -> None:
     """Decide anew where each VM of a host is: the host has another name."""
     with write():
@@ -56,6 +80,20 @@ def announce(uuid: UUID, name: str, host: str) -> None:
         if Vm.get_or_none(Vm.uuid == uuid) is None:
             there = Host.get_or_none(Host.name == host)
             Vm.create(uuid=uuid, name=name, host=there, state="unknown", firmware="bios", disks=[])
+
+
+def retract(uuid: UUID) -> None:
+    """Take back that a VM was announced, where no host has shown it. Again: no effect."""
+    with write():
+        if Vm.get_or_none(Vm.uuid == uuid) is not None:
+            _settle(uuid, None)
+
+
+def require_unknown(uuid: UUID, name: str) -> None:
+    """Raise VmKnown where a host defines a VM of this UUID or of this name."""
+    row = Vm.get_or_none(((Vm.uuid == uuid) | (Vm.name == name)) & Vm.host.is_null(False))
+    if row is not None:
+        raise VmKnown(vm=row.uuid, name=row.name, host=row.host_id)
 
 
 def get(uuid: UUID) -> wire.Vm:
@@ -223,6 +261,13 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
     Vm.update(**changes).where(Vm.uuid == uuid).execute()
     if told != before:
         events.append("vm.changed" if found else "vm.gone", host=told["host"] or row.host_id, vm=uuid, data=told)
+
+
+_SHOWN = ("name", "state", "firmware", "tpm", "managed_save", "nvram", "domain_xml")
+
+
+def _disks(row: Vm) -> list[Disk]:
+    return msgspec.convert(row.disks, list[Disk])
 
 
 def _columns(vm: HostVm) -> dict[str, Any]:

@@ -129,6 +129,8 @@ def test_a_second_daemon_on_the_same_state_is_refused(config: Path, daemon: obje
 
 def test_operator_commands_ask_a_live_daemon(config: Path, daemon: object) -> None:
     Guards(config.parent / "state_dir").raise_guard(VM, "test", uuid4(), "snapshot")
+    assert run("release", "test", "--config", config, "--dry-run").stdout == "would let the domain start again\n"
+    assert Guards(config.parent / "state_dir").get(VM) is not None
     assert run("release", "test", "--config", config).stdout == "test may start again\n"
     assert Guards(config.parent / "state_dir").get(VM) is None
     assert run("accept-blank", str(VM), "--config", config).returncode == 0
@@ -153,6 +155,8 @@ def test_operator_commands_work_on_the_state_of_a_dead_daemon(config: Path) -> N
     assert str(transaction) in run("release", "test", "--config", config).stdout
     assert Guards(state_dir).get(VM) is None
     assert run("release", "test", "--config", config).stdout == "test was not held\n"
+    assert "would let the next start" in run("accept-blank", "test", "--config", config, "--dry-run").stdout
+    assert not (state_dir / "accept-blank" / str(VM)).exists()
     assert run("accept-blank", "test", "--config", config).returncode == 0
     assert (state_dir / "accept-blank" / str(VM)).exists()
     assert "A VM called nobody does not exist" in run("release", "nobody", "--config", config).stderr

@@ -138,7 +138,11 @@ def merge_rows(root: Path) -> list[Row]:
             ratio=round(one.coldframe / moved, 3),
         )
         for one in merges.measure(root)
-        for baseline, moved in (("always rebase", one.always_rebase), ("always commit", one.always_commit))
+        for baseline, moved in (
+            ("always rebase", one.always_rebase),
+            ("always commit", one.always_commit),
+            ("what the smaller of the two holds", one.smaller),
+        )
     ]
 
 

@@ -13,31 +13,47 @@ from pathlib import Path
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import Rig
 
-DISK_MIB = 512
-SHAPES = {"large base, small child": (256, 8), "small base, large child": (8, 256)}
+#: What each holds, as parts of the disk.
+SHAPES = {"large base, small child": (32, 1), "small base, large child": (1, 32)}
+PARTS = 64
+#: A deletion may move so much more than the smaller of the two files holds: headers, tables, partly filled clusters.
+MOST = 1.1
 
 
 @dataclass(frozen=True)
 class Merge:
-    """One shape of chain: bytes moved by each way of deleting the node in the middle."""
+    """One shape of chain: bytes moved by each way of deleting the node in the middle.
+
+    ``smaller`` is what the smaller of the two files takes on disk before.
+    """
 
     name: str
     coldframe: int
     always_rebase: int
     always_commit: int
+    smaller: int
+
+    @property
+    def ratio(self) -> float:
+        """How much more is moved than must be."""
+        return self.coldframe / self.smaller
 
 
-def measure(root: Path) -> list[Merge]:
-    """Measure every shape below ``root``."""
-    return [asyncio.run(_measure(root / str(number), name)) for number, name in enumerate(SHAPES)]
+def measure(root: Path, disk_mib: int = 512) -> list[Merge]:
+    """Measure every shape below ``root``. Raises RuntimeError where a deletion moves more than it may."""
+    found = [asyncio.run(_measure(root / str(number), name, disk_mib)) for number, name in enumerate(SHAPES)]
+    for one in found:
+        if one.ratio > MOST:
+            raise RuntimeError(f"{one.name}: {one.coldframe} bytes were moved, {one.smaller} would do")
+    return found
 
 
-async def _measure(root: Path, name: str) -> Merge:
-    base_mib, child_mib = SHAPES[name]
+async def _measure(root: Path, name: str, disk_mib: int) -> Merge:
+    base_mib, child_mib = (part * disk_mib // PARTS for part in SHAPES[name])
     rig = Rig(root, disks=1).build()
     top = rig.top("vda")
     top.unlink()
-    await asyncio.to_thread(_run, "qemu-img", "create", "-q", "-f", "qcow2", str(top), f"{DISK_MIB}M")
+    await asyncio.to_thread(_run, "qemu-img", "create", "-q", "-f", "qcow2", str(top), f"{disk_mib}M")
     manager = rig.manager()
     await story.snapshot(manager, host_files="none")
     await asyncio.to_thread(_fill, rig, base_mib, 0)
@@ -45,10 +61,11 @@ async def _measure(root: Path, name: str) -> Merge:
     await asyncio.to_thread(_fill, rig, child_mib, base_mib)
     frozen, child = Path(middle.volumes[0].path), rig.top("vda")
     rebase, commit = await asyncio.to_thread(_baselines, root, frozen, child)
+    smaller = min(_allocated(frozen), _allocated(child))
     done = await story.delete(manager, story.delete_request(middle, {"vda": [str(child)]}))
     if done.error is not None:
         raise RuntimeError(done.error.detail)
-    return Merge(name, done.outcomes[0].moved_bytes, rebase, commit)
+    return Merge(name, done.outcomes[0].moved_bytes, rebase, commit, smaller)
 
 
 def _fill(rig: Rig, mebibytes: int, at: int) -> None:

@@ -73,3 +73,9 @@ def test_every_example_of_the_pages_works(shell: tuple[dict[str, str], Path]) ->
 def test_no_other_page_has_examples_that_nobody_runs() -> None:
     pages = [path.relative_to(ROOT) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
     assert {str(page) for page in pages if commands(str(page))} == set(PAGES)
+
+
+def test_no_page_holds_the_marks_of_a_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    marks = re.compile(r"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
+    assert [path.name for path in pages if marks.search(path.read_text(encoding="utf-8"))] == []

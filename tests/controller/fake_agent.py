@@ -20,6 +20,7 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
     CloneRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     Transaction,
@@ -34,6 +35,7 @@ from agent.wire.upkeep import (
     RemoveImages,
     RemoveLeftovers,
 )
+from tests.controller import fake_moves
 from tests.controller.fake_host import FakeHost
 from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
@@ -62,6 +64,7 @@ class FakeAgent(FakeHost):
                 web.get("/v1/host", self._host),
                 web.get("/v1/vms", self._vms),
                 web.get(vm, self._vm),
+                web.get(f"{vm}/disks", self._disks),
                 web.get(f"{vm}/host-files", self._host_files),
                 web.get(f"{vm}/host-files/{{type}}", self._host_file),
                 web.get("/v1/events", self._events),
@@ -113,6 +116,9 @@ class FakeAgent(FakeHost):
     async def _vm(self, request: web.Request) -> web.Response:
         return answer(self.view(self._find(request)))
 
+    async def _disks(self, request: web.Request) -> web.Response:
+        return answer({"items": self.view(self._find(request)).disks, "next": None})
+
     async def _host_files(self, request: web.Request) -> web.Response:
         vm = self._find(request)
         return answer(
@@ -154,6 +160,9 @@ class FakeAgent(FakeHost):
             if known.view.state == "aborted" and known.view.error is not None:
                 return problem(known.view.error)
             return answer(known.view)
+        if isinstance(wanted, PlaceRequest):
+            self.transactions[key] = fake_moves.prepare(self, wanted, self.begun(key, wanted))
+            return answer(self.transactions[key].view)
         vm = self.find_vm(wanted.source if isinstance(wanted, CloneRequest) else wanted.vm)
         if request.query.get("dry_run") == "true":
             return answer(self.foresee(key, vm, wanted))
@@ -181,7 +190,7 @@ class FakeAgent(FakeHost):
 
     async def _upload(self, request: web.Request) -> web.Response:
         running, data = self._transaction(request), await request.read()
-        assert isinstance(running.request, RevertRequest | CloneRequest | RestoreRequest)
+        assert isinstance(running.request, RevertRequest | CloneRequest | RestoreRequest | PlaceRequest)
         for ref in running.request.host_files:
             if ref.type == request.match_info["type"] and ref.sha256 == digest(data):
                 running.uploaded[ref.type] = data

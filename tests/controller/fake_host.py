@@ -17,7 +17,9 @@ from agent.wire.transaction import (
     ENDED,
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
     FrozenFile,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -28,7 +30,8 @@ from agent.wire.transaction import (
 )
 from agent.wire.upkeep import ImageState, Leftover
 from agent.wire.vm import Disk, HostVm, Image
-from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, digest, host_file
+from tests.controller import fake_moves
+from tests.controller.fake_machine import KINDS, SIZE, FakeFile, FakeVm, Refusal, Running, host_file
 
 
 class FakeHost:
@@ -120,8 +123,23 @@ class FakeHost:
 
     def prepare(self, id: UUID, vm: FakeVm, wanted: TransactionRequest) -> Running:
         """Begin a transaction; ``vm`` is the source of a clone."""
+        view = msgspec.structs.replace(self.begun(id, wanted), domain_xml=f"<domain><name>{vm.name}</name></domain>")
+        if isinstance(wanted, DepartRequest | PlaceRequest | RestoreRequest):
+            return fake_moves.prepare(self, wanted, view)
+        if isinstance(wanted, SnapshotRequest):
+            return self._prepare_snapshot(vm, wanted, view)
+        if isinstance(wanted, RevertRequest):
+            return self._prepare_revert(vm, wanted, view)
+        if isinstance(wanted, CloneRequest):
+            return self._prepare_clone(wanted, view)
+        for volume in wanted.volumes if isinstance(wanted, DeleteRequest) else []:
+            assert sorted(volume.children) == sorted(self._children(volume.path)), volume
+        return Running(wanted, view)
+
+    def begun(self, id: UUID, wanted: TransactionRequest) -> Transaction:
+        """Return a transaction of which nothing is known yet."""
         now = utc_now()
-        view = Transaction(
+        return Transaction(
             id=id,
             kind=KINDS[type(wanted)],
             vm=wanted.vm,
@@ -129,25 +147,7 @@ class FakeHost:
             state="prepared",
             started_at=now,
             lease_expires_at=now + timedelta(seconds=wanted.lease_s),
-            domain_xml=f"<domain><name>{vm.name}</name></domain>",
         )
-        if isinstance(wanted, SnapshotRequest):
-            return self._prepare_snapshot(vm, wanted, view)
-        if isinstance(wanted, RevertRequest):
-            return self._prepare_revert(vm, wanted, view)
-        if isinstance(wanted, RestoreRequest):
-            return self._prepare_restore(vm, wanted, view)
-        if isinstance(wanted, CloneRequest):
-            return self._prepare_clone(wanted, view)
-        for volume in wanted.volumes if isinstance(wanted, DeleteRequest) else []:
-            assert sorted(volume.children) == sorted(self._children(volume.path)), volume
-        return Running(wanted, view)
-
-    def _prepare_restore(self, vm: FakeVm, wanted: RestoreRequest, view: Transaction) -> Running:
-        new = {ref.type: ref.sha256 for ref in wanted.host_files}
-        captured = {kind: data for kind, data in vm.host_files.items() if kind in new and digest(data) != new[kind]}
-        view = msgspec.structs.replace(view, host_files=[host_file(kind, data) for kind, data in captured.items()])
-        return Running(wanted, view, captured)
 
     def _prepare_snapshot(self, vm: FakeVm, wanted: SnapshotRequest, view: Transaction) -> Running:
         if unknown := set(wanted.exclude) - set(vm.tops):
@@ -287,6 +287,8 @@ class FakeHost:
             self._receive(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
+        elif isinstance(running.request, DepartRequest | PlaceRequest):
+            fake_moves.switch(self, running)
         elif not isinstance(running.request, DeleteRequest):
             raise Refusal(501, "not-played")
         elif self.slow_merges:

@@ -11,6 +11,8 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
+    DepartRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -67,11 +69,13 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone", "restore"]] = {
+KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
     RestoreRequest: "restore",
+    PlaceRequest: "place",
+    DepartRequest: "depart",
     CloneRequest: "clone",
 }
 

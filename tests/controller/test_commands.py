@@ -39,6 +39,21 @@ async def test_the_secret_is_in_force_and_its_expiry_kept(tmp_path: Path) -> Non
     assert (found.name, found.role, str(found.expires_at)) == ("ansible", "operator", "2999-01-02 00:00:00+00:00")
 
 
+def test_a_dry_run_makes_neither_database_nor_token(
+    settings_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create = ["token", "create", "--role", "admin", "--name", "a", "--config", str(settings_file)]
+    assert run(["migrate", "--dry-run", "--config", str(settings_file)]) == 0
+    assert run([*create, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("Would apply: 0001_records")
+    assert not (tmp_path / "controller.db").exists()
+    assert run([*create, "--dry-run"]) == run(create) == 0
+    assert run([*create, "--dry-run"]) == 1  # there is one of that name now
+    capsys.readouterr()
+    assert run(["migrate", "--dry-run", "--config", str(settings_file)]) == 0
+    assert capsys.readouterr().out == "The database is up to date\n"
+
+
 def test_migrate_says_what_it_applied_and_then_that_nothing_is_left(
     settings_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

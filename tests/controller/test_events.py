@@ -12,6 +12,7 @@ import pytest
 from agent.wire.base import utc_now
 from agent.wire.fleet import Host
 from controller.events import Follower, Pace, work_off
+from controller.operations import sync
 from controller.store import events, host_files, hosts, operations, vms
 from tests.controller.world import HOST, World, define, world
 
@@ -134,6 +135,22 @@ async def test_a_host_that_goes_and_comes_back_is_shown_and_used_again_without_a
         await until(one, reachable)
     types = [event.type for event in await one.db.run(events.read, 0, 100)]
     assert types.index("host.unreachable") < len(types) - types[::-1].index("host.reachable")
+
+
+async def test_host_files_that_could_not_be_copied_are_copied_when_their_host_is_back(one: World) -> None:
+    assert (await one.act("vm-sync", sync.Wanted())).state == "succeeded"
+    one.agent.dead = True
+    assert (await one.act("vm-sync", sync.Wanted())).state == "failed"
+    await one.db.run(host_files.note_started, one.vm.uuid, HOST, utc_now())
+    await one.db.run(hosts.failed, HOST, "its agent is gone")
+    assert any(await dirty(one))
+    one.agent.dead = False
+
+    async def saved() -> bool:
+        return not any(await dirty(one))
+
+    async with following(one):
+        await until(one, saved)
 
 
 async def test_a_host_that_comes_back_is_asked_how_what_it_was_told_to_commit_ended(one: World) -> None:

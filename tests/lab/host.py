@@ -51,6 +51,7 @@ class LabHost(Namespace):
         super().__init__(name, where, binds, devices=True, temporary=root is None)
         self._with_hook = hook
         self._libvirtd: Process | None = None
+        self._virtlogd: Process | None = None
         self.guests: list[Guest] = []
 
     def __enter__(self) -> "LabHost":
@@ -89,8 +90,25 @@ class LabHost(Namespace):
         self._borrow_owner("/var/lib/swtpm-localca")
         if self._with_hook:
             self.install_hook()
-        self.spawn("virtlogd", ["virtlogd", "-p", "/run/virtlogd.pid"])
+        self._start_daemons()
+
+    def _start_daemons(self) -> None:
+        self._virtlogd = self.spawn("virtlogd", ["virtlogd", "-p", "/run/virtlogd.pid"])
         self.start_libvirtd()
+
+    def reboot(self) -> None:
+        """Do to libvirt what a power cut does: its processes end, all below /run is gone, guests are autostarted anew.
+
+        Guests must be off; other daemons on this host are the caller's to end and start.
+        """
+        self.kill_libvirtd()
+        if self._virtlogd is not None:
+            self._virtlogd.end(signal.SIGKILL)
+        shutil.rmtree(self.path(LIBVIRT_SOCKET.parent))
+        self.path(LIBVIRT_SOCKET.parent).mkdir()
+        for name in ("virtlogd.pid", "libvirtd.pid"):
+            self.path(f"/run/{name}").unlink(missing_ok=True)
+        self._start_daemons()
 
     def _borrow_owner(self, directory: str) -> None:
         """Give the private directory the owner and mode that the distribution gave the real one."""

@@ -118,6 +118,13 @@ class House:
         self.hypervisor.add(domain_xml(name=name, uuid=uuid, disks=disks, nvram=path, tpm=True))
         self.write_host_files(uuid, 0x41, 0x41)
 
+    def undefine(self, vm: UUID) -> None:
+        """Undefine a domain with its NVRAM and TPM, as ``virsh undefine --nvram`` does."""
+        self.nvram(vm).unlink(missing_ok=True)
+        shutil.rmtree(self.swtpm_dir / str(vm), ignore_errors=True)
+        domain = self.hypervisor.by_uuid.pop(vm)
+        self.hypervisor.tell("undefined", domain)
+
     def domain(self, vm: UUID) -> FakeDomain:
         return self.hypervisor.by_uuid[vm]
 

@@ -2,40 +2,23 @@
 
 import asyncio
 import tempfile
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from tests.oracle.choices import Choices
 from tests.oracle.model import Kept, Machine
 from tests.oracle.world import DISKS, TARGETS, World
 
-T = TypeVar("T")
 #: A tree of so many is taken apart before it grows on.
 MOST_SNAPSHOTS = 9
+MOST_MACHINES = 3
 _REFUSED = ("failed", "domain-running"), ("failed", "snapshot-partly-deleted")
-
-
-class Choices:
-    """Choices that hypothesis makes. It likes zeros, so the same draw means another choice each time it is made."""
-
-    def __init__(self, data: st.DataObject, step: int) -> None:
-        self._data, self._step, self._made = data, step, 0
-
-    def number(self, below: int) -> int:
-        """Choose a number from 0 on."""
-        self._made += 1
-        drawn = self._data.draw(st.integers(0, 9_999))
-        return zlib.crc32(f"{drawn} {self._step} {self._made}".encode()) % below
-
-    def one(self, of: list[T]) -> T:
-        """Choose one of a list."""
-        return of[self.number(len(of))]
 
 
 @dataclass(frozen=True)
@@ -94,7 +77,7 @@ class History(RuleBasedStateMachine):
             await self._stop(machine)
             await self.world.check()
         await self.world.check_doctor()
-        for machine in self.machines():
+        for machine in sorted(self.machines(), key=lambda one: one.name):
             for kept in sorted(machine.snapshots.values(), key=lambda one: one.uuid.int % 97):
                 await self._edit(kept, {"protected": False})
                 await self._delete_now(machine, kept)
@@ -111,6 +94,16 @@ class History(RuleBasedStateMachine):
         able = [one for one in self.world.machines.values() if running in {None, one.running}]
         return [(machine, kept) for machine in able for kept in machine.snapshots.values()]
 
+    def clones(self) -> list[Machine]:
+        """List the VMs that were cloned, and are off."""
+        return [one for one in self.machines() if one.name != "win11"]
+
+    def can_clone(self) -> bool:
+        """Whether there is a snapshot of all disks, and not too many VMs."""
+        return len(self.world.machines) < MOST_MACHINES and any(
+            one.disks.keys() == DISKS.keys() for _, one in self.kept()
+        )
+
     def grown(self) -> list[tuple[Machine, Kept]]:
         """List the snapshots of VMs whose tree has some to give."""
         return [(machine, kept) for machine, kept in self.kept() if len(machine.snapshots) > 3]
@@ -124,7 +117,7 @@ class History(RuleBasedStateMachine):
 
     async def _write(self, choices: Choices, machine: Machine) -> str:
         """Write as the guest of a running VM does, and write down what it sees then."""
-        said = [await self._write_disk(choices, machine, target) for target in TARGETS if choices.number(4)]
+        said = [await self._write_disk(choices, machine, target) for target in TARGETS if choices.number(8)]
         self.world.house.write_host_files(machine.uuid, choices.number(256), choices.number(256))
         await self.world.measure(machine)
         return f"{machine.name}, {'; '.join(said)}"
@@ -132,7 +125,8 @@ class History(RuleBasedStateMachine):
     async def _write_disk(self, choices: Choices, machine: Machine, target: str) -> str:
         commands: list[str] = []
         for _ in range(1 + choices.number(3)):
-            kind = choices.one([f"write -P {1 + choices.number(255)}", "write -P 77", "write -z -u", "discard"])
+            kind = choices.one(["write", "write", "write -P 77", "write -z -u", "discard"])
+            kind += f" -P {1 + choices.number(255)}" if kind == "write" else ""
             start = DISKS[target] // 512 * choices.number(500) // 500 * 512
             length = min(choices.one([1, 8, 128, 512, 2048]) * 512, DISKS[target] - start)
             commands += ["-c", f"{kind} -q {start} {length}"]
@@ -212,18 +206,51 @@ class History(RuleBasedStateMachine):
             machine.add(made, wanted or set(kept.disks), host_files=wanted is None, automatic=True)
         machine.go_back(kept, wanted)
         machine.base_kept = False
-        for text in ended["result"]["retired_undo_points"]:
-            retired = machine.snapshots[UUID(text)]
-            assert (retired.automatic, retired.protected) == (True, False)
-            assert text != ended["result"]["undo_point"]
-            machine.remove(retired.uuid)
-        for operation in ended["result"]["deletions"]:
-            following = await self.world.house.ended(operation)
-            retired = machine.snapshots[UUID(following["result"]["snapshot"])]
-            assert (retired.automatic, retired.protected) == (True, False)
-            self._deleted(machine, retired.uuid, following)
+        await self._follow_retired(machine, ended["result"])
         await self.world.check_nothing_to_merge(machine)
         return said
+
+    async def _follow_retired(self, machine: Machine, result: dict[str, Any]) -> None:
+        """Only older undo points that nobody protects went with a revert, or go by a deletion that it asked for."""
+        asked = [await self.world.house.ended(operation) for operation in result["deletions"]]
+        assert {one["state"] for one in asked} <= {"succeeded"}, asked
+        for text in [*result["retired_undo_points"], *(one["result"]["snapshot"] for one in asked)]:
+            retired = machine.snapshots[UUID(text)]
+            assert (retired.automatic, retired.protected) == (True, False)
+            assert text != result["undo_point"]
+            machine.remove(retired.uuid)
+
+    async def clone(self, choices: Choices) -> str:
+        """Make another VM of a snapshot, and start it once: a TPM that was reset comes into being then."""
+        machine, kept = choices.one([pair for pair in self.kept() if pair[1].disks.keys() == DISKS.keys()])
+        name, mode, tpm = (
+            f"clone{len(self.steps)}",
+            choices.one(["linked", "linked", "full"]),
+            choices.one(["reset", "copy"]),
+        )
+        said = f"{kept.uuid} of {machine.name} as {name}, {mode}, TPM {tpm}"
+        body = {"names": [name], "mode": mode, "tpm": tpm}
+        ended = await self.world.house.operate("POST", f"/v1/snapshots/{kept.uuid}/clone", body)
+        if kept.altered or not kept.host_files:
+            code = "snapshot-partly-deleted" if kept.altered else "host-file-missing"
+            assert (ended["state"], ended["error"]["code"]) == ("failed", code), ended
+            return f"{said}, refused"
+        assert ended["state"] == "succeeded", ended
+        made = Machine(UUID(ended["result"]["clones"][0]["vm"]), name, dict(kept.disks), {})
+        self.world.machines[made.uuid] = made
+        await self.world.check_copy(made, kept, tpm)
+        said = f"{said}; {await self._start(choices, made)}"
+        await self._stop(made)
+        return said
+
+    async def forget(self, choices: Choices) -> str:
+        """Delete a clone's snapshots, undefine it and forget it: what it stood on is its VM's again."""
+        machine = choices.one(self.clones())
+        for kept in list(machine.snapshots.values()):
+            await self._edit(kept, {"protected": False})
+            await self._delete_now(machine, kept)
+        await self.world.forget(machine)
+        return machine.name
 
     async def delete(self, choices: Choices) -> str:
         machine, kept = choices.one(self.grown())
@@ -349,12 +376,14 @@ class History(RuleBasedStateMachine):
 
 
 ACTIONS = {
-    "boot": Action(4, lambda it: bool(it.machines()), History.boot),
+    "boot": Action(9, lambda it: bool(it.machines()), History.boot),
     "boot-and-leave-running": Action(2, lambda it: bool(it.machines()), History.boot_and_leave_running),
     "stop": Action(5, lambda it: bool(it.machines(running=True)), History.stop),
     "create": Action(6, History.can_create, History.create),
     "revert": Action(5, lambda it: bool(it.kept()), History.revert),
     "undo": Action(2, lambda it: any(one.automatic for _, one in it.kept()), History.undo),
+    "clone": Action(3, History.can_clone, History.clone),
+    "forget": Action(1, lambda it: bool(it.clones()), History.forget),
     "delete": Action(3, lambda it: bool(it.grown()), History.delete),
     "delete-current": Action(
         2, lambda it: any(one.current == kept.uuid for one, kept in it.grown()), History.delete_what_the_vm_stands_on

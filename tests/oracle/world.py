@@ -93,7 +93,9 @@ exec {real} "$@"
 
     def _host_files_of(self, machine: Machine) -> Hashes:
         nvram, permall = self.house.nvram(machine.uuid), self.house.permall(machine.uuid)
-        return {type_: sha256(path.read_bytes()) for type_, path in (("nvram", nvram), ("tpm", permall))}
+        return {
+            type_: sha256(path.read_bytes()) for type_, path in (("nvram", nvram), ("tpm", permall)) if path.exists()
+        }
 
     async def check(self) -> None:
         """Compare everything that can be seen from outside with what must be, and look for what is left over."""
@@ -113,6 +115,29 @@ exec {real} "$@"
         altered = {str(uuid) for one in self.machines.values() for uuid, kept in one.snapshots.items() if kept.altered}
         wrong = [one for one in found["items"] if one["severity"] != "info" and one["snapshot"] not in altered]
         assert wrong == []
+
+    async def check_copy(self, made: Machine, kept: Kept, tpm: str) -> None:
+        """Raise unless a clone that has not started has what its snapshot holds, and write down what it has."""
+        held = self._host_files_of(made)
+        wanted = {type_: one for type_, one in kept.host_files.items() if type_ == "nvram" or tpm == "copy"}
+        assert held == wanted
+        made.host_files = held
+        assert await self._disks_of(made) == made.disks
+
+    async def forget(self, machine: Machine) -> None:
+        """Undefine a VM, remove its own files as an administrator does, and let the controller forget it."""
+        house = self.house
+        tops = house.tops(machine.uuid).values()
+        others = [top for one in self.machines if one != machine.uuid for top in house.tops(one).values()]
+        others += [Path(path) for one in self.machines for path in await house.db.run(snapshots.held, one, HOST)]
+        needed = {file for head in others for file in chain(head)} | self.templates.keys()
+        gone = {file for top in tops for file in chain(top)} - needed
+        house.undefine(machine.uuid)
+        for file in gone:
+            file.unlink()
+        status, found = await house.call("DELETE", f"/v1/vms/{machine.uuid}")
+        assert status == 200, found
+        del self.machines[machine.uuid]
 
     async def altered(self, kept: Kept) -> set[str]:
         """Return the disks of a snapshot that the records call altered."""
@@ -158,8 +183,11 @@ exec {real} "$@"
         wanted = {file for head in heads for file in chain(head)} | await self._bases_kept()
         assert set(self.house.images.iterdir()) == wanted | self.templates.keys()
         assert {path: path.read_bytes() for path in self.templates} == self.templates
-        assert set(self.house.nvram_dir.iterdir()) == {self.house.nvram(one) for one in self.machines}
-        assert {path.name for path in self.house.swtpm_dir.iterdir()} == {str(one) for one in self.machines}
+        has = {
+            type_: {vm for vm, one in self.machines.items() if type_ in one.host_files} for type_ in ("nvram", "tpm")
+        }
+        assert set(self.house.nvram_dir.iterdir()) == {self.house.nvram(one) for one in has["nvram"]}
+        assert {path.name for path in self.house.swtpm_dir.iterdir()} == set(map(str, has["tpm"]))
 
     async def _bases_kept(self) -> set[Path]:
         """Return the hidden bases that could not be merged away, of which the operation's result told."""

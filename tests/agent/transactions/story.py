@@ -1,6 +1,7 @@
 """Transactions told from the outside, as the controller drives them; also what a killed agent's process runs."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -10,19 +11,23 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from agent.errors import HypervisorRefused
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
+from agent.web.errors import Error
 from agent.wire.archive import SentImage
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.transaction import (
     CloneRequest,
     ComingImage,
     DeleteRequest,
+    DepartRequest,
     DoomedVolume,
     ExportRequest,
     FrozenVolume,
     HostFileRef,
     ImportRequest,
+    PlaceRequest,
     RestoreRequest,
     RevertRequest,
     SnapshotRequest,
@@ -147,6 +152,22 @@ async def clone(manager: Manager, request: CloneRequest, host_files: dict[HostFi
     return await manager.commit(id_)
 
 
+async def place(manager: Manager, request: PlaceRequest, host_files: dict[HostFileType, bytes]) -> Transaction:
+    """Define a domain of another host, whole."""
+    id_ = uuid4()
+    view = await manager.put(id_, request)
+    for type_ in {ref.type for ref in request.host_files} - set(view.kept):
+        await manager.upload(id_, type_, chunks(host_files[type_]))
+    return await manager.commit(id_)
+
+
+async def depart(manager: Manager, **changes: object) -> Transaction:
+    """Take the rig's domain away, whole."""
+    id_ = uuid4()
+    await manager.put(id_, DepartRequest(vm=VM, **changes))  # type: ignore[arg-type]  # overrides
+    return await manager.commit(id_)
+
+
 class Executioner:
     """A checkpoint that lists the points it hears of, and kills its own process at the chosen one.
 
@@ -238,6 +259,10 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
         await import_(manager, asked, {(target, int(at)): data for (target, at), data in parts.items()}, host_files)
     elif kind == "restore":
         await restore(manager, host_files)
+    elif kind == "place":
+        await place(manager, msgspec.json.decode(request, type=PlaceRequest), host_files)
+    elif kind == "depart":
+        await depart(manager)
     elif kind in {"clone", "full-clone"}:
         await clone(manager, msgspec.json.decode(request, type=CloneRequest), host_files)
     else:
@@ -247,6 +272,21 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
 def victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
     """Run one transaction in this process and die at point ``at``."""
     asyncio.run(run(Rig(root).manager(Executioner(at)), kind, request, host_files))
+
+
+def failing_victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
+    """Run one transaction whose definition libvirt refuses, and die at point ``at`` of taking it back."""
+    asyncio.run(fail(Rig(root), Executioner(at), kind, request, host_files))
+
+
+async def fail(
+    rig: Rig, checkpoint: Executioner, kind: str, request: bytes, host_files: dict[HostFileType, bytes]
+) -> None:
+    """Run one transaction whose definition libvirt refuses."""
+    rig.hypervisor.failing.add("define")
+    rig.hypervisor.error = lambda: HypervisorRefused(call="define", reason="the test says so")
+    with contextlib.suppress(Error):
+        await run(rig.manager(checkpoint), kind, request, host_files)
 
 
 def recovering_victim(root: Path, at: str) -> None:

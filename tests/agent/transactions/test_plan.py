@@ -234,8 +234,8 @@ def test_host_file_for_a_device_that_is_gone_is_refused() -> None:
         plan_revert(seen, revert("vda", host_files=[ref()]))
 
 
-def doomed(children: Mapping[str, Image | None] | None = None, **changes: object) -> Doomed:
-    base = image("/images/f", backing="/images/base", backing_format="qcow2")
+def doomed(children: Mapping[str, Image | None] | None = None, path: str = "/images/f", **changes: object) -> Doomed:
+    base = image(path, backing="/images/base", backing_format="qcow2")
     values: dict[str, object] = {
         "dependents": list(children or {}),
         "frozen": base,
@@ -243,11 +243,20 @@ def doomed(children: Mapping[str, Image | None] | None = None, **changes: object
         "staged": "/images/.f",
         **changes,
     }
-    return Doomed(target="vda", path="/images/f", children=dict(children or {}), **values)  # type: ignore[arg-type]
+    return Doomed(target="vda", path=path, children=dict(children or {}), **values)  # type: ignore[arg-type]
 
 
 def child(path: str = "/images/c", **changes: object) -> dict[str, Image | None]:
     return {path: image(path, **{"backing": "/images/f", **changes})}
+
+
+def several(*sizes: int) -> list[Doomed]:
+    """Make merges of as many disks, whose children hold so many bytes."""
+    paths = [(f"/images/f{number}", f"/images/c{number}") for number in range(len(sizes))]
+    return [
+        doomed(child(above, backing=path, allocated_bytes=size), path)
+        for size, (path, above) in zip(sizes, paths, strict=True)
+    ]
 
 
 GOING = ["set-aside frozen vda", "remove frozen vda"]
@@ -275,8 +284,13 @@ def test_the_side_with_fewer_bytes_is_moved() -> None:
 
 @pytest.mark.case("D2")
 def test_files_are_written_to_after_the_rebases_and_removed_last_of_all() -> None:
-    mixed = [doomed(child(allocated_bytes=size)) for size in (10, 10**13, 20)]
-    assert kinds(deletion(*mixed)) == ["rebase", "set-aside", "commit commit", "replace replace", "remove"]
+    assert kinds(deletion(*several(10, 10**13, 20))) == [
+        "rebase",
+        "set-aside",
+        "commit commit",
+        "replace replace",
+        "remove",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -294,9 +308,8 @@ def test_a_child_is_not_committed_down_where_that_would_be_noticed(why_not: Doom
 
 @pytest.mark.case("D2")
 def test_too_little_space_for_what_is_moved_is_refused_before_anything_is_begun() -> None:
-    volume = doomed(child(allocated_bytes=10))
     with pytest.raises(NoSpace) as caught:
-        deletion(volume, volume, free=19)
+        deletion(*several(10, 10), free=19)
     assert caught.value.facts == {"path": "/images", "have_bytes": 19, "need_bytes": 20}
     assert deletion(doomed(), free=0).switch
 
@@ -320,6 +333,19 @@ def test_second_child_an_unknown_overlay_and_a_writer_are_refused() -> None:
         deletion(doomed(written_by=["win11"]))
     with pytest.raises(ImageRefused, match="a disk of twin too"):
         deletion(doomed(child(), taken={"/images/c": ["twin"]}))
+
+
+def test_merges_that_have_a_file_in_common_are_refused() -> None:
+    above = doomed(child("/images/d", backing="/images/c"), "/images/c")
+    with pytest.raises(ImageRefused, match="another merge of the same request"):
+        deletion(doomed(child()), above)
+
+
+@pytest.mark.parametrize("frozen_file", [None, image("/images/f")], ids=["gone", "there"])
+def test_child_that_is_gone_is_not_taken_for_no_child(frozen_file: Image | None) -> None:
+    """Its file system may not be mounted, and it would be worth nothing without what it stands on."""
+    with pytest.raises(ImageRefused, match="stood on the file that is to go and is gone"):
+        deletion(doomed({"/other/c": None}, dependents=[], frozen=frozen_file))
 
 
 def test_frozen_file_that_is_gone_already_needs_nothing() -> None:

@@ -103,13 +103,15 @@ async def test_every_route_that_changes_anything_answers_a_dry_run_and_changes_n
         "POST /v1/snapshots/{id}/revert": {},
         "POST /v1/snapshots/{id}/clone": {"names": ["copy"]},
         "POST /v1/vms/{vm}/restore-host-files": {"types": ["nvram"]},
+        "POST /v1/vms/{vm}/place": {"host": HOST},
         "PUT /v1/retention-policies/{name}": {"vm": "win11", "keep_last": 1},
         "POST /v1/vms/{vm}/clone": {"names": ["copy"]},
         "PATCH /v1/hosts/{name}": {"name": "kvm9"},
         "PATCH /v1/snapshots/{id}": {"description": "new"},
     }
     assert made.state == "succeeded"
-    changing = [route for route in api.client.app[ROUTES] if route.changes]
+    streamed = "POST /v1/snapshots/import"  # its body is an archive: test_archives.py
+    changing = [route for route in api.client.app[ROUTES] if route.changes and route.name != streamed]
     assert len(changing) > 15
     for route in changing:
         row = {"tokens": token, "operations": operation, "backup-files": backup}.get(route.path.split("/")[2], snapshot)

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -50,7 +50,7 @@ def manifest(images: dict[str, bytes] | None = None) -> Manifest:
 async def packed(images: dict[str, bytes] | None = None) -> bytes:
     """Pack it as an export does."""
 
-    async def read(image: Image) -> AsyncIterator[bytes]:
+    async def read(image: Image) -> AsyncGenerator[bytes, None]:
         data = (images or IMAGES)[image.name]
         for at in range(0, len(data), 1000):
             yield data[at : at + 1000]

@@ -3,7 +3,7 @@
 import hashlib
 import subprocess
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -62,7 +62,7 @@ async def test_memory_stays_flat_however_large_a_disk_is() -> None:
     disk = made.disks[0].images[0]
     whole = Image(name=disk.name, size_bytes=size, virtual_size_bytes=size)
 
-    async def read(_: Image) -> AsyncIterator[bytes]:
+    async def read(_: Image) -> AsyncGenerator[bytes, None]:
         for _number in range(size >> 20):
             yield bytes(1 << 20)
 
@@ -82,7 +82,7 @@ async def test_memory_stays_flat_however_large_a_disk_is() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"short", b"x" * 15_001])
 async def test_a_host_that_sends_more_or_less_than_it_said_makes_no_archive(data: bytes) -> None:
-    async def read(_: Image) -> AsyncIterator[bytes]:
+    async def read(_: Image) -> AsyncGenerator[bytes, None]:
         yield data
 
     made: list[bytes] = []

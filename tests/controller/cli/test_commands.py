@@ -365,21 +365,3 @@ def test_doctor_exits_1_while_something_is_wrong_and_0_once_all_is_repaired(
     mended = coldframe("doctor", "--repair")
     assert mended.status == 0
     assert [line.split()[0] for line in mended.out.splitlines()[::2]] == ["INFO", "REPAIRED", "Nothing"]
-
-
-def test_host_set_sends_what_is_to_change_and_nothing_else(
-    fake: FakeController, coldframe: Coldframe, tmp_path: Path
-) -> None:
-    secret = tmp_path / "agent.token"
-    secret.touch(mode=0o600)
-    secret.write_text("new\n")
-    fake.answer("PATCH", "/v1/hosts/kvm1", Host.example())
-    done = coldframe(
-        "host", "set", "kvm1", "--agent-url", "https://other:7701", "--agent-token-file", str(secret), "--json"
-    )
-    assert msgspec.convert(done.json, Host) == Host.example()
-    nothing = {"name": None, "url": None, "agent_token": None, "fingerprint": None}
-    assert fake.asked[-1].body == nothing | {"url": "https://other:7701", "agent_token": "new"}
-    assert coldframe("host", "set", "kvm1", "--rename", "new", "--fingerprint", "").out == "Host kvm1 is changed\n"
-    assert fake.asked[-1].body == nothing | {"name": "new", "fingerprint": ""}
-    assert coldframe("host", "set", "kvm1").status == 2

@@ -75,7 +75,7 @@ async def test_of_two_deletes_at_once_the_second_says_gone(one: World) -> None:
 
 
 @pytest.mark.case("D2")
-async def test_a_disk_that_was_half_written_is_not_reverted_to_and_repeating_finishes(one: World) -> None:
+async def test_a_disk_that_was_half_written_is_not_reverted_to_nor_cloned_and_repeating_finishes(one: World) -> None:
     first, second = await one.snapshot(), await one.snapshot()
     vda = (await one.db.run(snapshots.group, first)).volumes[0]
     one.agent.undeletable = one.agent.half_written = {vda.path}
@@ -83,6 +83,9 @@ async def test_a_disk_that_was_half_written_is_not_reverted_to_and_repeating_fin
     refused = await one.revert(first)
     assert refused.error is not None
     assert (refused.error.code, refused.error.facts["targets"]) == ("snapshot-partly-deleted", "vda")
+    not_cloned = await one.clone(first, "copy")
+    assert not_cloned.error is not None
+    assert (not_cloned.error.code, not_cloned.error.facts["targets"]) == ("snapshot-partly-deleted", "vda")
     assert (await one.revert(first, volumes=["vdb"])).state == "succeeded"
     assert (await one.revert(second, undo_point=False)).state == "succeeded"
     for undo in [item.uuid for item in await one.tree() if item.automatic]:
