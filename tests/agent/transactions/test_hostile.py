@@ -22,7 +22,20 @@ def secret(tmp_path: Path) -> Path:
 
 
 def overlay_on(below: Path, path: Path) -> Path:
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "raw", path, str(DISK_BYTES)]
+    command = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-b",
+        str(below),
+        "-F",
+        "raw",
+        str(path),
+        str(DISK_BYTES),
+    ]
     subprocess.run(command, check=True)
     return path
 
