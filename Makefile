@@ -21,7 +21,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --no-con
 export LC_ALL = C.UTF-8
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help as-root deps venv demo test test-slow lint bench install uninstall dist lock clean
+.PHONY: help as-root deps venv demo demo-fleet test test-slow lint bench install uninstall dist lock clean
 
 help: ## list what can be done here
 	@echo "Coldframe $(VERSION). Targets:"
@@ -49,6 +49,9 @@ as-root:
 
 demo: as-root deps venv ## show the main job on a private host with a real VM
 	@.ci/as-root $(BIN)/python -m tests.e2e.demo
+
+demo-fleet: as-root deps venv ## show two hosts: a tree, a middle delete, a clone, an archive, a move
+	@.ci/as-root $(BIN)/python -m tests.e2e.demo_fleet
 
 test: as-root deps venv ## run the tests, real libvirt, QEMU, OVMF and swtpm included
 	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not slow" --whole-run $(ARGS)

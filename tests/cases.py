@@ -3,7 +3,8 @@
 * A test that names a case which the page does not list stops the session.
 * With ``--whole-run`` every case in force needs a collected test, and one that passed, or the session fails.
 * A skipped or expectedly failing test fails the session: what cannot run must say so and not pass for run.
-* The summary says what ran, what did not and how to run it.
+* The summary says what ran, what did not and how to run it, and gives the figures that tests measured: each
+  ``record_property("figure", "one line")``.
 
 Works under xdist: a worker sends what it collected through ``workeroutput``, outcomes travel with the reports.
 """
@@ -50,6 +51,7 @@ class Cases:
         self.outcomes: dict[str, str] = {}
         self.real: set[str] = set()
         self.not_run: dict[str, str] = {}
+        self.figures: list[str] = []
 
     # Collecting, in the process that has the tests.
 
@@ -97,6 +99,8 @@ class Cases:
         for name, value in properties:
             if name == "case" and report.when == "call" and report.passed:
                 self.passed[str(value)].add(report.nodeid)
+            if name == "figure" and report.when == "call":
+                self.figures.append(str(value))
 
     # Telling.
 
@@ -119,6 +123,8 @@ class Cases:
         real = sum(self.outcomes.get(test) == "passed" for test in self.real)
         write(f"{len(self.outcomes)} tests ran, {real} of them passed on a private libvirt host")
         write(f"{len(shown)} of {len(in_force)} cases in force were shown; docs/{PAGE.name} has what each means")
+        for figure in self.figures:
+            write(figure)
         slow = sum(self.deselected.values())
         if slow:
             write(f"{slow} slow tests were left out; run them with: make test-slow")

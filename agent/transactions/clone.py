@@ -22,8 +22,9 @@ from agent.host.domain_xml import Domain, parse
 from agent.host.tpm_archive import STATE_DIRECTORIES
 from agent.limits import Limits
 from agent.transactions.clone_plan import CloneFacts, clone_path, plan_clone
-from agent.transactions.model import ConvertImage, DefineDomain, PlaceHostFile
-from agent.transactions.steps import Work, do, make_private, remove_image, sha256_of, undo
+from agent.transactions.model import ConvertImage, DefineDomain, PlaceHostFile, Room
+from agent.transactions.room import look_for_room
+from agent.transactions.steps import Work, do, remove_image, sha256_of, undo
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import CloneRequest, FrozenVolume
@@ -53,7 +54,7 @@ class CloneSurveyor:
         xml, dropped = cloned(request.domain_xml, self._identity(source, chains, taken_macs))
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         new_bytes = {target: await self._new_bytes(chain) for target, chain in chains.items()}
-        await asyncio.to_thread(require_free_paths, domain)
+        await asyncio.to_thread(require_free_paths, domain, self.limits.swtpm_dir)
         room = await asyncio.to_thread(self._room, domain, chains)
         facts = CloneFacts(
             transaction=self.transaction,
@@ -89,15 +90,14 @@ class CloneSurveyor:
 
     async def _new_bytes(self, chain: list[Image]) -> int:
         if self.request.mode == "full":
-            return (await qemu_img.measure(Path(chain[0].path))).required_bytes
+            return (await qemu_img.measure(Path(chain[0].path), within=self.work.image_dirs)).required_bytes
         return images.overlay_bytes(chain[0].virtual_size_bytes)
 
-    def _room(self, domain: Domain, chains: dict[str, list[Image]]) -> dict[Path, tuple[int, int]]:
-        """Return the device and the free bytes of each directory that the clone will have files in."""
+    def _room(self, domain: Domain, chains: dict[str, list[Image]]) -> Room:
+        """Look at each directory that the clone will have files in."""
         places = [Path(chain[0].path) for chain in chains.values()]
         places += [path for path in (domain.nvram, domain.tpm_directory) if path is not None]
-        directories = {path.parent for path in places}
-        return {directory: (directory.stat().st_dev, files.free_bytes(directory)) for directory in directories}
+        return look_for_room({path.parent for path in places})
 
 
 async def look_at_domains(work: Work, name: str, vm: UUID) -> set[str]:
@@ -139,13 +139,16 @@ def disk_of(target: str, chain: list[Image]) -> Disk:
     )
 
 
-def require_free_paths(domain: Domain) -> None:
-    """Refuse a place where an earlier domain has left firmware state: a new one must not start with that."""
+def require_free_paths(domain: Domain, swtpm_dir: Path) -> None:
+    """Refuse a place where an earlier domain has left firmware state: a new one must not start with that.
+
+    libvirt's directory of TPMs may be missing: it is made with the first one of a host.
+    """
     for path in (domain.nvram, domain.tpm_directory):
         if path is not None and (path.is_symlink() or path.exists()):
             reason = f"{path} exists already, left by an earlier domain; move it away or choose another name"
             raise DomainNameRefused(name=domain.name, reason=reason)
-        if path is not None and not path.parent.is_dir():
+        if path is not None and not path.parent.is_dir() and path.parent != swtpm_dir:
             raise StorageFailed(action="looking for", path=str(path.parent), reason="No such directory")
 
 
@@ -174,8 +177,7 @@ async def _(step: ConvertImage, work: Work) -> None:
     def hear(percent: float) -> None:
         work.on_bytes(step.name, int(step.size_bytes * percent / 100))
 
-    await qemu_img.convert(source, "qcow2", path, "qcow2", hear)
-    await asyncio.to_thread(make_private, source, path)
+    await qemu_img.convert(source, "qcow2", path, "qcow2", hear, within=work.image_dirs, like=source)
     await asyncio.to_thread(work.locks.take_image, step.target, path)
     work.on_bytes(step.name, step.size_bytes)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from agent.errors import FrozenFileAltered, HostFileMissing, HostFileUnsupported, NoSpace
+from agent.errors import FrozenFileAltered, HostFileMissing, HostFileUnsupported
 from agent.host.domain_xml import Domain
 from agent.transactions.model import (
     AnyStep,
@@ -15,8 +15,10 @@ from agent.transactions.model import (
     PlaceHostFile,
     Plan,
     ReceiveHostFile,
+    Room,
 )
 from agent.transactions.plan import overlay_path
+from agent.transactions.room import require_room
 from agent.wire.host_file import HostFileType
 from agent.wire.transaction import CloneRequest, FrozenVolume, HostFileRef
 from agent.wire.vm import Image
@@ -27,8 +29,8 @@ class CloneFacts:
     """What the planner is told. ``domain`` and ``xml`` are the clone's own, ``dropped`` the disks that it lacks.
 
     ``frozen`` is the chain of each frozen file by target; ``new_bytes`` what the clone's file on it will take;
-    ``models`` are present host files whose owner and label the clone's get. ``room`` is the device and the free bytes
-    of each directory that files are made in.
+    ``models`` are present host files whose owner and label the clone's get. ``room`` is of each directory
+    that files are made in.
     """
 
     transaction: UUID
@@ -37,8 +39,8 @@ class CloneFacts:
     dropped: list[str]
     frozen: Mapping[str, list[Image]]
     new_bytes: Mapping[str, int]
+    room: Room
     models: Mapping[HostFileType, Path] = field(default_factory=dict)
-    room: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     reserve_bytes: int = 0
 
 
@@ -127,15 +129,6 @@ def receive_file(transaction: UUID, ref: HostFileRef, path: Path, model: Path | 
 
 
 def _check_space(facts: CloneFacts, request: CloneRequest, receive: list[ReceiveHostFile]) -> None:
-    need: dict[int, int] = {}
-    have: dict[int, tuple[Path, int]] = {}
     wanted = [(Path(facts.frozen[one.target][0].path).parent, facts.new_bytes[one.target]) for one in request.volumes]
     wanted += [(Path(step.path).parent, step.size_bytes) for step in receive]
-    for directory, size in wanted:
-        device, free_bytes = facts.room[directory]
-        need[device] = need.get(device, facts.reserve_bytes) + size
-        have[device] = directory, free_bytes
-    for device, need_bytes in need.items():
-        directory, have_bytes = have[device]
-        if have_bytes < need_bytes:
-            raise NoSpace(path=str(directory), have_bytes=have_bytes, need_bytes=need_bytes)
+    require_room(wanted, facts.room, facts.reserve_bytes)

@@ -11,8 +11,8 @@ from agent.host import files, images, qemu_img
 from agent.limits import Limits
 from agent.transactions.archive_steps import SendImage
 from agent.transactions.clone import frozen_chains
-from agent.transactions.model import ConvertImage, Plan, RemoveFile, Room
-from agent.transactions.plan import require_room
+from agent.transactions.model import ConvertImage, Plan, RemoveFile
+from agent.transactions.room import look_for_room, require_room
 from agent.transactions.steps import Work
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.archive import image_name
@@ -48,7 +48,8 @@ class ExportSurveyor:
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason=reason)
         if self.request.flat:
             sizes = {
-                target: (await qemu_img.measure(Path(chain[0].path))).required_bytes for target, chain in chains.items()
+                target: (await qemu_img.measure(Path(chain[0].path), within=self.work.image_dirs)).required_bytes
+                for target, chain in chains.items()
             }
             plan = await asyncio.to_thread(self._flat, chains, sizes)
         else:
@@ -60,10 +61,7 @@ class ExportSurveyor:
         """Plan one new file for each disk, beside its frozen file under a hidden name. Raises NoSpace."""
         places = {target: Path(chain[0].path) for target, chain in chains.items()}
         directories = {path.parent for path in places.values()}
-        room = Room(
-            free_bytes={directory: files.free_bytes(directory) for directory in directories},
-            device={directory: directory.stat().st_dev for directory in directories},
-        )
+        room = look_for_room(directories)
         wanted = [(places[target].parent, size) for target, size in sizes.items()]
         require_room(wanted, room, self.limits.reserve_bytes)
         staged = {target: str(files.staged_path(path, str(self.transaction))) for target, path in places.items()}

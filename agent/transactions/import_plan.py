@@ -11,7 +11,8 @@ from agent.host.domain_xml import Domain
 from agent.transactions.archive_steps import PlaceImage, ReceiveImage
 from agent.transactions.clone_plan import receive_file
 from agent.transactions.model import CreateOverlay, DefineDomain, PlaceHostFile, Plan, ReceiveHostFile, Room
-from agent.transactions.plan import groups_of, overlay_path, require_room
+from agent.transactions.plan import groups_of, overlay_path
+from agent.transactions.room import require_room
 from agent.wire.archive import image_name
 from agent.wire.host_file import HostFileType
 from agent.wire.transaction import ComingImage, HostFileRef, ImportRequest

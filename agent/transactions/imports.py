@@ -15,6 +15,7 @@ from agent.transactions.archive_steps import PlaceImage, ReceiveImage
 from agent.transactions.clone import disk_of, host_file_models, look_at_domains, require_free_paths
 from agent.transactions.import_plan import ImportFacts, overlay_paths, plan_import
 from agent.transactions.model import Plan, Room
+from agent.transactions.room import look_for_room
 from agent.transactions.steps import Work, do, remove_image, undo
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.host_file import HostFiles
@@ -43,7 +44,7 @@ class ImportSurveyor:
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.nvram_refusal is not None:
             raise HostFileUnsupported(name=request.name, type="nvram", reason=domain.nvram_refusal)
-        await asyncio.to_thread(require_free_paths, domain)
+        await asyncio.to_thread(require_free_paths, domain, self.limits.swtpm_dir)
         facts = ImportFacts(
             transaction=self.transaction,
             directory=directory,
@@ -87,12 +88,7 @@ class ImportSurveyor:
 
 
 def _room(domain: Domain, directory: Path) -> Room:
-    places = [path.parent for path in (domain.nvram, domain.tpm_directory) if path is not None]
-    directories = {directory, *places}
-    return Room(
-        free_bytes={one: files.free_bytes(one) for one in directories},
-        device={one: one.stat().st_dev for one in directories},
-    )
+    return look_for_room({directory, *(path.parent for path in (domain.nvram, domain.tpm_directory) if path)})
 
 
 def _disks(plan: Plan) -> list[Disk]:
@@ -117,9 +113,10 @@ async def _(step: ReceiveImage, work: Work) -> None:
     """Judge what was written, and stand it on its backing file by that file's name for good."""
     staged = Path(step.staged)
     await asyncio.to_thread(_judge, step, staged)
-    await asyncio.to_thread(_give, staged, Path(step.like))
+    # Where libvirt labels images itself, it does so at each start.
+    await asyncio.to_thread(files.give_like_directory, staged, Path(step.like))
     if step.backing is not None:
-        await qemu_img.rebase_unsafe(staged, Path(step.backing))
+        await qemu_img.rebase_unsafe(staged, Path(step.backing), within=work.image_dirs)
     await asyncio.to_thread(work.locks.take_image, step.target, staged)
 
 
@@ -162,13 +159,6 @@ def _judge(step: ReceiveImage, staged: Path) -> None:
 
 def _refused(step: ReceiveImage, reason: str) -> ImageRefused:
     return ImageRefused(target=step.target, path=f"image {step.position} of the archive", reason=reason)
-
-
-def _give(staged: Path, directory: Path) -> None:
-    """Give an image to whom the directory belongs; where libvirt labels images itself, it does so at each start."""
-    with files.storage("setting the owner of", staged):
-        facts = directory.stat()
-        os.chown(staged, facts.st_uid, facts.st_gid, follow_symlinks=False)
 
 
 def _place(staged: Path, path: Path) -> None:

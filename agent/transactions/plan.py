@@ -15,7 +15,6 @@ from agent.errors import (
     HostFileMissing,
     HostFileNotFound,
     ImageRefused,
-    NoSpace,
 )
 from agent.transactions.model import (
     AnyStep,
@@ -32,6 +31,7 @@ from agent.transactions.model import (
     SwitchDisks,
     UndefineDomain,
 )
+from agent.transactions.room import require_room
 from agent.wire.host_file import HostFile, HostFileType, MissingHostFile
 from agent.wire.transaction import DepartRequest, HostFileRef, RestoreRequest, RevertRequest, SnapshotRequest
 from agent.wire.vm import Disk, Image
@@ -284,17 +284,3 @@ def _check_space(facts: Facts, overlays: list[CreateOverlay], captured: list[Hos
     wanted = [(Path(step.path).parent, facts.overlay_bytes[step.backing]) for step in overlays]
     wanted += [(facts.staging.parent, item.size_bytes) for item in captured]
     require_room(wanted, Room(facts.free_bytes, facts.device), facts.reserve_bytes)
-
-
-def require_room(wanted: list[tuple[Path, int]], room: Room, reserve_bytes: int = 0) -> None:
-    """Raise NoSpace where a file system has less than what is to be written below its directories, and the reserve."""
-    need: dict[int, int] = {}
-    where: dict[int, Path] = {}
-    for directory, size in wanted:
-        device = room.device[directory]
-        need[device] = need.get(device, reserve_bytes) + size
-        where[device] = directory
-    for device, need_bytes in need.items():
-        have_bytes = room.free_bytes[where[device]]
-        if have_bytes < need_bytes:
-            raise NoSpace(path=str(where[device]), have_bytes=have_bytes, need_bytes=need_bytes)

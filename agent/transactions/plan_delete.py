@@ -24,7 +24,8 @@ from agent.transactions.model import (
     Room,
     SetAsideFrozen,
 )
-from agent.transactions.plan import groups_of, require_room
+from agent.transactions.plan import groups_of
+from agent.transactions.room import require_room
 from agent.wire.vm import Image
 
 

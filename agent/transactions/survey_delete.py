@@ -9,6 +9,7 @@ from agent.host import dependents, files, images, neighbours, qcow2
 from agent.host.neighbours import Neighbour
 from agent.limits import Limits
 from agent.transactions.model import Doomed, Room
+from agent.transactions.room import look_for_room
 from agent.wire.transaction import DeleteRequest, DoomedVolume
 from agent.wire.vm import Image
 
@@ -49,11 +50,7 @@ def read_doomed(transaction: UUID, request: DeleteRequest, users: list[Neighbour
 def room_of(doomed: list[Doomed]) -> Room:
     """Measure the file systems of all files of a deletion."""
     present = [image for one in doomed for image in (one.frozen, *one.children.values()) if image is not None]
-    directories = {Path(image.path).parent for image in present}
-    return Room(
-        free_bytes={directory: files.free_bytes(directory) for directory in directories},
-        device={directory: directory.stat().st_dev for directory in directories},
-    )
+    return look_for_room({Path(image.path).parent for image in present})
 
 
 @dataclass(frozen=True)

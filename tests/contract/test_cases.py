@@ -16,7 +16,7 @@ IN_FORCE = (
     + [f"D{n}" for n in range(1, 11)]
     + [f"C{n}" for n in range(1, 6)]
     + [f"P{n}" for n in range(1, 9)]
-    + ["F1", "F2", "F3", "F4", "F6", "F8", "X7"]
+    + ["F1", "F2", "F3", "F4", "F6", "F7", "F8", "X7"]
 )
 
 
@@ -64,6 +64,12 @@ def test_a_whole_run_fails_for_each_case_that_no_test_showed(tmp_path: Path, wor
 def test_a_case_whose_tests_failed_is_named_with_them(tmp_path: Path) -> None:
     done = session(tmp_path, "@pytest.mark.case('B1')\ndef test_a(): assert 0", "--whole-run")
     assert "case B1 is in force and none passed of ['test_it.py::test_a']" in done.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_figures_that_a_test_measured_are_told_at_the_end(tmp_path: Path, workers: str) -> None:
+    body = "def test_a(record_property): record_property('figure', 'it took 3 s')"
+    assert "\nit took 3 s\n" in session(tmp_path, body, "-n", workers).stdout
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

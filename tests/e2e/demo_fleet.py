@@ -17,7 +17,7 @@ from tests.lab.fleet import Fleet, Member
 from tests.lab.guest import VENDOR, Guest, Shape
 
 INDEX = 0x1500016
-VM, CLONE = "web", "web-test"
+VM, CLONE, COPY = "web", "web-test", "web-copy"
 
 
 class Demo:
@@ -34,6 +34,7 @@ class Demo:
         self.grow()
         self.delete_in_the_middle()
         self.clone()
+        self.carry()
         self.move()
 
     # chapters
@@ -103,6 +104,18 @@ class Demo:
         self.show.check("its TPM has an endorsement key of its own", holds=own)
         sealed = twin.tpm.read_index(INDEX)
         self.show.check("and holds nothing of the other's secrets", holds=sealed is None, found=sealed)
+
+    def carry(self) -> None:
+        """Take one snapshot out as a file and bring it in on the other host, as another VM."""
+        self.show.title("A snapshot as one file, carried to host b")
+        file = str(self.fleet.controller.root / "installed.tar.zst")
+        self.coldframe("snapshot", "export", f"{VM}/installed", file)
+        self.coldframe("snapshot", "import", file, "--host", "b", "--as-new", COPY)
+        copy = Guest(self.fleet.b.host, Shape(name=COPY), UUID(self.json("vm", "show", COPY)["uuid"]))
+        self.fleet.b.host.guests.append(copy)
+        disks = [copy.disk(target).sha256() for target in ("vda", "vdb")]
+        wanted = [self.seen["installed"][f"disk {target}"] for target in ("vda", "vdb")]
+        self.show.check("its disks read as 'installed' does", holds=disks == wanted, found=disks)
 
     def move(self) -> None:
         """Place the VM on the other host; firmware variables and TPM go with it."""

@@ -1,8 +1,8 @@
-"""The demo is the main job from end to end; it must hold whatever else changes."""
+"""The demos are the main job from end to end, on one host and on two; they must hold whatever else changes."""
 
 import pytest
 
-from tests.e2e import demo
+from tests.e2e import demo, demo_fleet
 
 
 @pytest.mark.real
@@ -13,3 +13,15 @@ def test_the_demo_passes_and_says_so_in_its_last_line(capsys: pytest.CaptureFixt
     told = capsys.readouterr()
     assert status == 0, told.out + told.err
     assert told.out.splitlines()[-1] == "demo: 20 checks passed"
+
+
+@pytest.mark.real
+@pytest.mark.timeout(400)
+@pytest.mark.case("P1")
+@pytest.mark.case("D3")
+@pytest.mark.case("C2")
+def test_the_demo_of_two_hosts_passes_and_says_so_in_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    status = demo_fleet.main()
+    told = capsys.readouterr()
+    assert status == 0, told.out + told.err
+    assert told.out.splitlines()[-1] == "demo-fleet: 17 checks passed"

@@ -1,13 +1,12 @@
 """The main job on a real VM, through the coldframe command: snapshot, change, revert."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
-from agent.client import AgentClient, AgentProblem
+from agent.client import AgentClient
 from agent.wire.transaction import SnapshotRequest
 from tests.e2e.conftest import Stack, change_at_rest, run_once, seen, targets
 from tests.lab.guest import Guest
@@ -348,39 +347,3 @@ def test_odd_names_work_from_end_to_end(stack: Stack, vm: Vm, name: str) -> None
     assert (taken["vm_name"], taken["name"]) == (name, name)
     stack.coldframe("snapshot", "revert", taken["uuid"], "--no-undo-point")
     stack.coldframe("snapshot", "delete", taken["uuid"])
-
-
-@pytest.mark.case("S9")
-async def test_start_and_snapshot_raced_never_both_win(stack: Stack, vm: Vm, agent_client: AgentClient) -> None:
-    """Each round one side goes a little earlier; both outcomes are seen, and never both together."""
-    guest = vm(disks=1, uefi=False, tpm=False)
-    wins = {"start": 0, "snapshot": 0, "neither": 0}
-    for number in range(200):
-        wins[await _race(stack, guest.uuid, agent_client, (number % 20 - 10) / 200)] += 1
-    assert wins["start"] > 10
-    assert wins["snapshot"] > 10
-
-
-async def _race(stack: Stack, vm: UUID, client: AgentClient, head_start_s: float) -> str:
-    async def start() -> bool:
-        await asyncio.sleep(max(0.0, -head_start_s))
-        done = await asyncio.to_thread(stack.host.virsh, "start", str(vm), check=False)
-        return bool(done.returncode == 0)
-
-    async def snapshot() -> UUID | None:
-        await asyncio.sleep(max(0.0, head_start_s))
-        id_ = uuid4()
-        try:
-            await client.put_transaction(id_, SnapshotRequest(vm=vm, snapshot=uuid4()))
-        except AgentProblem:
-            return None
-        return id_
-
-    started, prepared = await asyncio.gather(start(), snapshot())
-    assert not (started and prepared)
-    if prepared:
-        assert stack.host.virsh("domstate", str(vm)).stdout.strip() == "shut off"
-        await client.abort(prepared)
-    if started:
-        await asyncio.to_thread(stack.host.virsh, "destroy", str(vm))
-    return "start" if started else "snapshot" if prepared else "neither"

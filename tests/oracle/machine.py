@@ -117,7 +117,7 @@ class History(RuleBasedStateMachine):
 
     async def _write(self, choices: Choices, machine: Machine) -> str:
         """Write as the guest of a running VM does, and write down what it sees then."""
-        said = [await self._write_disk(choices, machine, target) for target in TARGETS if choices.number(4)]
+        said = [await self._write_disk(choices, machine, target) for target in TARGETS if choices.number(8)]
         self.world.house.write_host_files(machine.uuid, choices.number(256), choices.number(256))
         await self.world.measure(machine)
         return f"{machine.name}, {'; '.join(said)}"
@@ -125,7 +125,8 @@ class History(RuleBasedStateMachine):
     async def _write_disk(self, choices: Choices, machine: Machine, target: str) -> str:
         commands: list[str] = []
         for _ in range(1 + choices.number(3)):
-            kind = choices.one([f"write -P {1 + choices.number(255)}", "write -P 77", "write -z -u", "discard"])
+            kind = choices.one(["write", "write", "write -P 77", "write -z -u", "discard"])
+            kind += f" -P {1 + choices.number(255)}" if kind == "write" else ""
             start = DISKS[target] // 512 * choices.number(500) // 500 * 512
             length = min(choices.one([1, 8, 128, 512, 2048]) * 512, DISKS[target] - start)
             commands += ["-c", f"{kind} -q {start} {length}"]
@@ -375,7 +376,7 @@ class History(RuleBasedStateMachine):
 
 
 ACTIONS = {
-    "boot": Action(4, lambda it: bool(it.machines()), History.boot),
+    "boot": Action(9, lambda it: bool(it.machines()), History.boot),
     "boot-and-leave-running": Action(2, lambda it: bool(it.machines()), History.boot_and_leave_running),
     "stop": Action(5, lambda it: bool(it.machines(running=True)), History.stop),
     "create": Action(6, History.can_create, History.create),

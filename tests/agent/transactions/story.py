@@ -1,6 +1,7 @@
 """Transactions told from the outside, as the controller drives them; also what a killed agent's process runs."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -10,8 +11,10 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from agent.errors import HypervisorRefused
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
+from agent.web.errors import Error
 from agent.wire.archive import SentImage
 from agent.wire.host_file import FORMATS, HostFileType
 from agent.wire.transaction import (
@@ -269,6 +272,21 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
 def victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
     """Run one transaction in this process and die at point ``at``."""
     asyncio.run(run(Rig(root).manager(Executioner(at)), kind, request, host_files))
+
+
+def failing_victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
+    """Run one transaction whose definition libvirt refuses, and die at point ``at`` of taking it back."""
+    asyncio.run(fail(Rig(root), Executioner(at), kind, request, host_files))
+
+
+async def fail(
+    rig: Rig, checkpoint: Executioner, kind: str, request: bytes, host_files: dict[HostFileType, bytes]
+) -> None:
+    """Run one transaction whose definition libvirt refuses."""
+    rig.hypervisor.failing.add("define")
+    rig.hypervisor.error = lambda: HypervisorRefused(call="define", reason="the test says so")
+    with contextlib.suppress(Error):
+        await run(rig.manager(checkpoint), kind, request, host_files)
 
 
 def recovering_victim(root: Path, at: str) -> None:

@@ -52,10 +52,10 @@ async def archived(rig: Rig, manager: Manager, *, flat: bool = False) -> Archive
 
 
 def lose(rig: Rig) -> None:
-    """Lose the domain with all that belongs to it, as on another host."""
+    """Lose the domain with all that belongs to it, as on another host, which has never seen a TPM."""
     for path in (*rig.hypervisor.directory.glob(f"{VM}.*"), *rig.images.iterdir(), rig.nvram):
         path.unlink()
-    subprocess.run(["rm", "-r", rig.tpm], check=True)
+    subprocess.run(["rm", "-r", rig.tpm.parent], check=True)
 
 
 def write_to(path: str) -> str:

@@ -25,6 +25,7 @@ from agent.wire.transaction import DepartRequest, FirmwareFile, FrozenVolume, Pl
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 from tests.agent.transactions.test_kill import kill_at, processes
+from tests.visits import Visit
 
 __all__ = ["processes"]  # a fixture
 OWN = {f"libvirt/{VM}.xml", f"libvirt/{VM}.flags", "nvram/win11_VARS.fd", f"swtpm/{VM}/tpm2/tpm2-00.permall"}
@@ -158,7 +159,7 @@ async def test_a_domain_that_is_here_already_is_not_touched(rig: Rig, taken: str
 @pytest.mark.case("F1")
 @pytest.mark.parametrize("kind", ["place", "depart"])
 async def test_agent_killed_at_every_point_of_a_move_leaves_all_of_the_domain_or_none(
-    tmp_path: Path, processes: ForkServerContext, kind: str
+    tmp_path: Path, processes: ForkServerContext, kind: str, visit: Visit
 ) -> None:
     async def build(root: Path) -> tuple[Rig, tuple[bytes, Files]]:
         rig = Rig(root).build()
@@ -181,4 +182,6 @@ async def test_agent_killed_at_every_point_of_a_move_leaves_all_of_the_domain_or
         assert rig.guards.all() == {}, point
         assert after in (before, before | OWN if kind == "place" else (before - OWN) | KEPT), point
         ends.add(after == before)
+        visit(point)
+    visit(f"transaction {kind}")
     assert ends == {True, False}

@@ -18,6 +18,7 @@ from controller.operations import place
 from controller.store import backup_files, events, host_files, operations, snapshots, vms
 from tests.controller.fake_agent import TOKEN, FakeAgent, Fault
 from tests.controller.world import HOST, World, world
+from tests.visits import Visit
 
 OTHER = "kvm2"
 
@@ -202,7 +203,7 @@ async def test_a_move_broken_at_any_message_leaves_one_definition_or_two_and_can
 
 
 @pytest.mark.case("F2")
-async def test_a_controller_that_dies_at_any_message_of_a_move_ends_it(tmp_path: Path) -> None:
+async def test_a_controller_that_dies_at_any_message_of_a_move_ends_it(tmp_path: Path, visit: Visit) -> None:
     async with two(tmp_path / "good") as one:
         assert (await one.place()).state == "succeeded"
         calls = [("source", number) for number in range(len(one.agent.calls))]
@@ -225,3 +226,4 @@ async def test_a_controller_that_dies_at_any_message_of_a_move_ends_it(tmp_path:
             assert one.places, (where, number)
             done = await one.place()
             assert (done.state, one.places) == ("succeeded", [OTHER]), (where, number, done.error)
+    visit("operation vm-place")
