@@ -76,7 +76,8 @@ def write_atomic(
     ``like`` names a file (often ``path`` itself) whose owner, mode and security label the new one gets; where it
     does not exist, and without it, the file is the caller's with mode 0600. ``mode`` wins over the mode of ``like``.
     With ``token`` the temporary file is ``staged_path(path, token)``, so that it can be found after a crash;
-    one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was.
+    one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was; only
+    where it cannot be told whether a power cut would bring the old file back, ``path`` is the new one already.
     """
     temporary = staged_path(path, token or secrets.token_hex(8))
     with storage("writing", path, len(data)):
@@ -96,10 +97,10 @@ def write_staged(temporary: Path, data: bytes, like: Path | None = None, mode: i
         temporary.unlink(missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
+            _fsync_directory(temporary.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_directory(temporary.parent)
 
 
 def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> None:

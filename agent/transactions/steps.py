@@ -142,9 +142,16 @@ async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
 
 
 @undo.register
-async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
+async def _(step: SetAsideHostFile, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
+
+
+@undo.register
+async def _(step: SetAsideFrozen, work: Work) -> None:
+    del work
+    if not await asyncio.to_thread(Path(step.path).exists):  # else it never went, whatever stands at the other name
+        await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
 
 
 @do.register
