@@ -36,15 +36,18 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
-def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime) -> None:
+def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime | None) -> None:
     """Record that a VM is on ``host`` now and no longer on ``others``: its frozen files are reached there.
 
-    Event ``vm.placed``. Where another host still defines it, its next inventory shows that, as a conflict.
+    ``at``: when ``host`` showed it so; None where these are older facts. Event ``vm.placed``. Where another host
+    still defines it, its next inventory shows that, as a conflict.
     """
     with write():
         VmDefinition.delete().where(VmDefinition.vm == uuid, VmDefinition.host.in_(others)).execute()
         VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
-        record_one(host, facts, at)
+        Clone.update(host=host).where(Clone.vm == uuid).execute()
+        _define(host, facts)
+        _settle(uuid, at)
         events.append("vm.placed", host=host, vm=uuid, data={"from": others})
 
 
@@ -136,6 +139,13 @@ def on_host(host: str) -> list[UUID]:
     """Return the VMs that this host defines."""
     rows = VmDefinition.select(VmDefinition.vm).where(VmDefinition.host == host).order_by(VmDefinition.vm)
     return [row.vm_id for row in rows]
+
+
+def require_no_conflict(uuid: UUID) -> None:
+    """Raise VmConflict where several hosts define it."""
+    row = Vm.get_or_none(Vm.uuid == uuid)
+    if row is not None and row.conflict is not None:
+        raise VmConflict(vm=row.name, hosts=row.conflict)
 
 
 def definition(uuid: UUID, host: str) -> HostVm:
