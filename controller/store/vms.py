@@ -264,6 +264,8 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
         host = row.host_id if row.host_id in found else min(found)
         changes = {"host": host, "conflict": ", ".join(sorted(found)) if len(found) > 1 else None}
         changes |= _columns(msgspec.convert(found[host], HostVm))
+        if changes["conflict"] is None:
+            _bring_frozen_files(uuid, host, msgspec.convert(found[host], HostVm))
     before = {"name": row.name, "host": row.host_id, "state": row.state, "conflict": row.conflict}
     told = {name: changes.get(name, was) for name, was in before.items()}
     if at is not None and found:
@@ -271,6 +273,14 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
     Vm.update(**changes).where(Vm.uuid == uuid).execute()
     if told != before:
         events.append("vm.changed" if found else "vm.gone", host=told["host"] or row.host_id, vm=uuid, data=told)
+
+
+def _bring_frozen_files(uuid: UUID, host: str, facts: HostVm) -> None:
+    """Reach a VM's frozen files on its one host, where that shows one of them below the VM: it was moved by hand."""
+    elsewhere = (VolumeSnapshot.vm == uuid, VolumeSnapshot.host != host, ~VolumeSnapshot.merged)
+    rows = {row.path for row in VolumeSnapshot.select(VolumeSnapshot.path).where(*elsewhere)}
+    if rows & {image.path for disk in facts.disks for image in disk.chain}:
+        VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
 
 
 _SHOWN = ("name", "state", "firmware", "tpm", "managed_save", "nvram", "domain_xml")

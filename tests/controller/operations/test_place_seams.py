@@ -12,7 +12,8 @@ from agent.wire.base import utc_now
 from agent.wire.transaction import DepartRequest
 from agent.wire.vm import VmState
 from controller.operations import restore_host_files, snapshot_create, snapshot_delete
-from controller.store import host_files, operations, vms, volumes
+from controller.store import host_files, operations, snapshots, vms, volumes
+from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import OTHER, Two, code, two
 from tests.controller.world import HOST
 
@@ -138,3 +139,21 @@ async def test_a_controller_that_dies_when_the_vm_is_there_still_takes_it_away_w
     assert (done.state, done.result["left_on"], one.places) == ("succeeded", [], [OTHER])
     assert UUID(done.result["vm"]) == one.vm.uuid
     assert (await one.db.run(vms.get, one.vm.uuid)).conflict is None
+
+
+async def test_the_snapshots_of_a_vm_that_was_moved_by_hand_can_be_deleted_and_exported_where_it_is(one: Two) -> None:
+    snapshot = await one.snapshot()
+    one.other.vms[one.vm.uuid] = one.agent.vms.pop(one.vm.uuid)
+    await one.look()
+    shown = await one.db.run(snapshots.get, snapshot)
+    assert {volume.host for volume in shown.volumes} == {OTHER}
+    assert (await one.delete(snapshot)).error is None
+    assert len(one.vm.tops) == len(one.agent.files)
+
+
+async def test_a_vm_of_the_same_paths_on_other_disks_takes_no_frozen_files_along(one: Two) -> None:
+    snapshot = await one.snapshot()
+    copy = one.other.vms[one.vm.uuid] = one.agent.vms.pop(one.vm.uuid)
+    one.other.files = {path: FakeFile(backing=None) for path in copy.tops.values()}
+    await one.look()
+    assert {volume.host for volume in (await one.db.run(snapshots.get, snapshot)).volumes} == {HOST}
