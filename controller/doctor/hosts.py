@@ -20,7 +20,13 @@ def judge(look: Look, records: Records, version: str, now: datetime, named: set[
         reason = "; ".join(look.unanswered) or "no answer"
         repair = "See that coldframe-agent runs there and can be reached: systemctl status coldframe-agent"
         return [_finding(look, "host-unreachable", f"host {look.host} does not answer: {reason}", repair)]
-    checks = (_facts(look, version), _guards(look), _transactions(look, now), _leftovers(look, records, named))
+    checks = (
+        _facts(look, version),
+        _keeper(look, records),
+        _guards(look),
+        _transactions(look, now),
+        _leftovers(look, records, named),
+    )
     return [finding for check in checks for finding in check]
 
 
@@ -48,6 +54,18 @@ def _facts(look: Look, version: str) -> Iterator[Finding]:
         for problem in problems:
             what = f"VM {vm.name} cannot be worked with: {problem}"
             yield _finding(look, "vm-unreadable", what, "Mend what the reason names; see: virsh dumpxml", vm=vm.uuid)
+
+
+def _keeper(look: Look, records: Records) -> Iterator[Finding]:
+    keeper = None if look.facts is None else look.facts.keeper
+    if keeper is not None and keeper.controller != records.own:
+        what = f"controller {keeper.controller} works with host {look.host} since {keeper.since:%Y-%m-%d %H:%M:%S}"
+        what += f"; this one is {records.own}, and whatever it asks for there is refused"
+        repair = (
+            f"Remove the host here: coldframe host remove {look.host}. Where the other controller is gone or gives "
+        )
+        repair += "it up, remove it there and run on the host: coldframe-agent forget-controller"
+        yield _finding(look, "host-kept", what, repair)
 
 
 def _guards(look: Look) -> Iterator[Finding]:
