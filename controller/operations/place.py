@@ -79,7 +79,7 @@ async def plan(job: Job) -> Plan:
     notes: list[str] = []
     try:
         for host in others:
-            leaving = DepartRequest(vm=job.vm)
+            leaving = DepartRequest(vm=job.vm, keep=await _shared_with(job, host) if job.host in hosts else [])
             found.append(await transaction.plan(job.at(host), job.id_for(f"take away from {host}"), leaving))
     except (HostUnreachable, HostNotFound) as err:
         notes.append(f"its definition stays there: {sync.reason_of(err)}")
