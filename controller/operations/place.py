@@ -32,7 +32,7 @@ from controller.errors import (
 )
 from controller.operations import leftovers, sync, transaction
 from controller.operations.job import CONCLUDED, Job
-from controller.store import backup_files, contents, host_files, operations, vms
+from controller.store import backup_files, clones, contents, host_files, operations, vms
 
 _PLACE, _DEPART = "place", "depart"
 
@@ -103,13 +103,14 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
         for one in present.items
     ]
+    lost, unborn = [one.type for one in present.missing], await _unborn(job)
     return PlaceRequest(
         vm=job.vm,
         name=facts.name,
         domain_xml=facts.domain_xml,
         volumes=_volumes(facts.disks, compare=True),
         host_files=refs,
-        blank=[one.type for one in present.missing] if job.wanted(Wanted).force else [],
+        blank=lost if job.wanted(Wanted).force else [kind for kind in lost if kind in unborn],
     )
 
 
@@ -154,15 +155,22 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     for kind, one in copies.items():
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
     lost = {one.type: one.reason for one in view.missing}
-    if lost and not wanted.force:
-        reason = f"{'. '.join(lost.values())}. Restore them first, or let it go with older copies or none: --force"
-        raise HostFilesMissing(vm=job.vm, types=" and ".join(lost), reason=reason)
+    unborn = await _unborn(job)
+    if not wanted.force and (refused := {kind: reason for kind, reason in lost.items() if kind not in unborn}):
+        reason = f"{'. '.join(refused.values())}. Restore them first, or let it go with older copies or none: --force"
+        raise HostFilesMissing(vm=job.vm, types=" and ".join(refused), reason=reason)
     facts = await job.db.run(vms.definition, job.vm, source)
     older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
     shas = {one.type: one.sha256 for one in older if one.sha256 is not None}
     shas |= {kind: _sha256(one[0]) for kind, one in copies.items()}
     data, blank = await job.db.run(_bytes, shas), [kind for kind in lost if kind not in shas]
     return Load(facts.name, view.domain_xml, disks, data, blank, view.firmware, view, began_at)
+
+
+async def _unborn(job: Job) -> list[HostFileType]:
+    """Return the host files that come to be at the VM's first start only: a clone's TPM that was reset."""
+    seed = await job.db.run(clones.seed_of, job.vm)
+    return [] if seed is None else seed.blank
 
 
 async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str) -> Load:

@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
+from agent.wire.base import utc_now
 from agent.wire.transaction import DeleteRequest
+from agent.wire.upkeep import Leftover
+from controller.doctor import examine
 from controller.errors import DisksNotRemoved
 from controller.forgetting import remove_disks
 from controller.operations import place, snapshot_create, snapshot_delete
@@ -16,6 +22,7 @@ from tests.controller.fake_machine import FakeFile, FakeVm
 from tests.controller.operations.test_place import OTHER, Two, two
 from tests.controller.world import HOST
 
+HOUR = timedelta(hours=1)
 Hide = Callable[[Two, FakeVm], Awaitable[None]]
 
 
@@ -31,7 +38,7 @@ async def move(one: Two, vm: UUID) -> None:
 
 
 async def clone_on_other(one: Two, snapshot: UUID) -> FakeVm:
-    made = await one.clone(snapshot, "clone", tpm="copy")
+    made = await one.clone(snapshot, "clone")
     uuid = UUID(made.result["clones"][0]["vm"])
     await move(one, uuid)
     return one.other.vms[uuid]
@@ -152,6 +159,21 @@ async def test_a_revert_without_an_undo_point_keeps_the_top_that_another_host_re
     assert (await one.revert(snapshot, undo_point=False)).state == "succeeded"
     asked = [known.request for known in one.agent.transactions.values() if known.view.kind == "revert"]
     assert top in asked[0].held  # type: ignore[union-attr]  # it is a revert's
+
+
+async def test_what_another_host_has_put_aside_is_no_leftover(one: Two) -> None:
+    await one.snapshot(host_files="none")
+    (known,) = one.agent.transactions.values()
+    view = msgspec.structs.replace(known.view, id=uuid4(), state="prepared", lease_expires_at=utc_now() + HOUR)
+    one.other.transactions[view.id] = replace(known, view=view)
+    path = "/images/.coldframe-of-another"
+    facts = {"kind": "staged", "size_bytes": 1, "mtime": utc_now(), "removable": True}
+    one.agent.leftovers = [Leftover(path=path, transaction=view.id, **facts)]  # type: ignore[arg-type]  # by name
+    for one.other.dead in (False, True):
+        assert "staged-leftover" not in {found.code for found in await examine.examine(one.db, one.hosts)}
+    one.other.dead = False
+    del one.other.transactions[view.id]
+    assert "staged-leftover" in {found.code for found in await examine.examine(one.db, one.hosts)}
 
 
 async def test_a_hosts_limit_holds_up_no_other_host(one: Two) -> None:
