@@ -118,6 +118,18 @@ def accept_blank(vm: VmName, config: Path | None, flags: Flags, dry_run: DryRun 
     typer.echo(_run(operate.accept_blank(_load(config, flags).settings, vm)))
 
 
+@cli.command("forget-controller")
+@with_flags(config.Config)
+def forget_controller(config: Path | None, flags: Flags, dry_run: DryRun = False) -> None:
+    """Let another controller work with this host: the next one that changes anything here has it."""
+
+    async def work() -> str:
+        settings = _load(config, flags).settings
+        return await asyncio.to_thread(operate.forget_controller, settings, dry_run=dry_run)
+
+    typer.echo(_run(work()))
+
+
 def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[config.Config]:
     _refuse_foreign_package()
     try:

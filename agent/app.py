@@ -26,6 +26,7 @@ from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.host.network import Network
 from agent.host.spool import Spool
+from agent.keeper import Keepers, kept_to_one
 from agent.limits import Limits
 from agent.state_dir import claimed
 from agent.transactions.expected import Expected
@@ -58,6 +59,7 @@ class Agent:
     facts: Facts
     upkeep: Upkeep
     disposal: Disposal
+    keepers: Keepers
 
 
 def limits_of(config: Config) -> Limits:
@@ -102,10 +104,11 @@ def assemble(
         network=network,
         hook_grace_s=hook_grace_s,
     )
-    facts = Facts(hypervisor, network, config.hook_file)
+    keepers = Keepers(config.state_dir)
+    facts = Facts(hypervisor, network, config.hook_file, keepers)
     upkeep = Upkeep(inventory, manager, guards, limits)
     disposal = Disposal(inventory, limits)
-    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep, disposal)
+    return Agent(hypervisor, network, inventory, guards, event_log, manager, watchers, facts, upkeep, disposal, keepers)
 
 
 def application_of(agent: Agent, config: Config, secret: Secret) -> web.Application:
@@ -121,7 +124,7 @@ def application_of(agent: Agent, config: Config, secret: Secret) -> web.Applicat
         *UpkeepRoutes(agent.upkeep, agent.disposal).routes(),
     ]
     return application.build(
-        routes,
+        kept_to_one(agent.keepers, routes),
         title="Coldframe agent",
         version=VERSION,
         authenticator=first_of(root_on_unix_socket, one_secret(secret, "controller")),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.host import hook_file, process
+from agent.host.confine import Bounds
 from agent.host.hypervisor import Hypervisor
 from agent.web import serving
 from agent.web.auth import read_secret_file
@@ -111,7 +112,7 @@ async def _libvirt(config: Config) -> str:
 
 
 async def _qemu_img(config: Config) -> str:
-    done = await process.run(["qemu-img", "--version"], timeout_s=10)
+    done = await process.run(["qemu-img", "--version"], timeout_s=10, bounds=Bounds())
     if done.returncode != 0:
         raise _Problem(done.error_text)
     return done.stdout.decode(errors="replace").splitlines()[0]

@@ -12,6 +12,7 @@ from agent.host import hook_file
 from agent.host.hypervisor import Hypervisor, Versions
 from agent.host.marks import boot_id
 from agent.host.network import Network
+from agent.keeper import Keepers
 from agent.wire.base import utc_now
 from agent.wire.health import AgentHealth
 from agent.wire.host import HookState, HostFacts
@@ -22,10 +23,11 @@ VERSION = version("coldframe")
 class Facts:
     """Facts as they are at the moment of asking."""
 
-    def __init__(self, hypervisor: Hypervisor, network: Network, hook: Path) -> None:
+    def __init__(self, hypervisor: Hypervisor, network: Network, hook: Path, keepers: Keepers) -> None:
         self._hypervisor = hypervisor
         self._network = network
         self._hook = hook
+        self._keepers = keepers
         self._started_at: datetime = utc_now()
 
     async def hook(self) -> HookState:
@@ -55,6 +57,7 @@ class Facts:
             started_at=self._started_at,
             boot_id=await asyncio.to_thread(boot_id),
             route=await self._network.route_to(controller) if controller else None,
+            keeper=await asyncio.to_thread(self._keepers.get),
         )
 
     async def _versions(self) -> Versions | None:

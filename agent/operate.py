@@ -16,6 +16,7 @@ from agent.client import AgentClient
 from agent.config import Config
 from agent.errors import NotFound, StateDirInUse
 from agent.host.hypervisor import Hypervisor
+from agent.keeper import Keepers
 from agent.state_dir import claimed
 from agent.transactions.foresight import ACCEPT_BLANK, DROP_GUARD
 from agent.transactions.guard import Guards
@@ -60,6 +61,19 @@ async def accept_blank(config: Config, vm: str) -> str:
 
     await _either(config, ask, lambda: Guards(config.state_dir).accept_blank(uuid))
     return f"the next start of {vm} makes blank host files in place of missing ones"
+
+
+def forget_controller(config: Config, *, dry_run: bool) -> str:
+    """Let the next controller that works with this host have it; returns what was done, for people.
+
+    The mark is read anew at each call, so a daemon that is alive need not be asked.
+    """
+    keepers = Keepers(config.state_dir)
+    held = keepers.get() if dry_run else keepers.forget()
+    if held is None:
+        return "no controller has worked with this host yet"
+    told = f"the next controller that works with this host has it; it was kept to {held.controller}"
+    return f"would do so: {told}" if dry_run else told
 
 
 async def plan(config: Config, verb: str, vm: str) -> Plan:

@@ -9,6 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from agent.client import AgentClient, AgentProblem, AgentUnreachable, Timeouts
 from agent.web.auth import Secret
@@ -20,8 +21,8 @@ from agent.wire.base import utc_now
 from agent.wire.host import HostFacts
 from agent.wire.vm import HostVm
 from controller.db import Database, write
-from controller.errors import AgentRefusedToken, HostIsAnother, HostNotFound, HostUnreachable
-from controller.store import hosts, vms
+from controller.errors import AgentRefusedToken, HostIsAnother, HostKept, HostNotFound, HostUnreachable
+from controller.store import hosts, identity, vms
 from controller.store.hosts import Endpoint
 
 log = logging.getLogger("coldframe.hosts")
@@ -38,10 +39,12 @@ class Hosts:
         self._checkpoint = checkpoint
         self.follow: Follow | None = None
         self.timeouts = timeouts
+        self._own: UUID | None = None  # known once entered
         self._clients: dict[str, AgentClient] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
+        self._own = await self.db.run(identity.own)
         for name in await self.db.run(hosts.names):
             await self._connect(name)
         return self
@@ -75,11 +78,13 @@ class Hosts:
     async def add(self, body: wire.AddHost) -> wire.Host:
         """Enrol a host whose agent answers to this URL and token.
 
-        Raises InvalidRequest, HostExists, HostUrlTaken, HostUnreachable, AgentRefusedToken; nothing is recorded then.
+        Raises InvalidRequest, HostExists, HostUrlTaken, HostKept, HostUnreachable, AgentRefusedToken; nothing is
+        recorded then.
         """
         async with self._asked(body.name, body.url, body.agent_token, body.fingerprint) as client:
             facts = await client.host()
             found = await client.vms()
+        self._require_free(body.url, facts)
         await self.db.run(_enroll, body, facts, found, utc_now())
         await self._connect(body.name)
         self._follow_again(body.name)
@@ -120,6 +125,12 @@ class Hosts:
             await client.close()
         self._tell("host-removed", host=name)
 
+    def _require_free(self, url: str, facts: HostFacts) -> None:
+        """Raise HostKept where another controller works with a host: its agent would refuse whatever we ask for."""
+        keeper = facts.keeper
+        if keeper is not None and keeper.controller != self._own:
+            raise HostKept(url=url, controller=keeper.controller, since=keeper.since.isoformat(), own=self._own)
+
     @asynccontextmanager
     async def _asked(self, name: str, url: str, token: str, fingerprint: str | None) -> AsyncIterator[AgentClient]:
         """Yield a client of an agent that is to be used from now on, and say what is wrong with what was given.
@@ -128,7 +139,7 @@ class Hosts:
         """
         check_url(url)
         try:
-            client = AgentClient(url, token, fingerprint, self.timeouts, checkpoint=self._checkpoint)
+            client = self._client(url, token, fingerprint)
         except ValueError as err:
             reason = "expected a SHA-256 in hexadecimal, with or without colons"
             raise InvalidRequest(where="body.fingerprint", reason=reason) from err
@@ -145,9 +156,11 @@ class Hosts:
 
     async def _connect(self, name: str) -> None:
         end = await self.db.run(hosts.endpoint, name)
-        self._clients[name] = AgentClient(
-            end.url, end.token.reveal(), end.fingerprint, self.timeouts, checkpoint=self._checkpoint
-        )
+        self._clients[name] = self._client(end.url, end.token.reveal(), end.fingerprint)
+
+    def _client(self, url: str, token: str, fingerprint: str | None) -> AgentClient:
+        own, checkpoint = self._own, self._checkpoint
+        return AgentClient(url, token, fingerprint, self.timeouts, controller=own, checkpoint=checkpoint)
 
     async def _move(self, name: str, after: Endpoint) -> None:
         self._clients[after.name] = client = self._clients.pop(name)

@@ -316,6 +316,12 @@ class RetentionPolicy(Record):
         table_name = "retention_policy"
 
 
+class Identity(Record):
+    """Who this controller is to the agents; one row."""
+
+    uuid: Field[UUID] = UuidField(primary_key=True)
+
+
 class Event(Record):
     """One line of the controller's event log."""
 
@@ -372,6 +378,7 @@ class Token(Record):
 Token.add_index(Token.name, unique=True, where=Token.revoked_at.is_null(), name="token_one_name")
 
 MODELS: tuple[type[Record], ...] = (
+    Identity,
     Host,
     Vm,
     VmDefinition,

@@ -76,6 +76,7 @@ class Transport:
     """One agent by its URL: ``http://…``, ``https://…`` or ``unix:///path``.
 
     ``fingerprint`` (SHA-256 of the certificate, hex, colons allowed) pins an https agent in place of a CA.
+    ``controller`` names the caller: an agent lets one controller change things.
     ``tls`` carries the controller's own certificate and CA where they are used. Use it as a context manager, or
     close() it; the connection pool belongs to the running loop.
     """
@@ -88,18 +89,20 @@ class Transport:
         timeouts: Timeouts | None = None,
         tls: ssl.SSLContext | None = None,
         *,
+        controller: UUID | None = None,
         checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._controller = {} if controller is None else {"X-Coldframe-Controller": str(controller)}
         self._checkpoint = checkpoint
         self._aim(url, token, fingerprint)
 
     def _aim(self, url: str, token: str, fingerprint: str | None) -> None:
         self._pin = None if fingerprint is None else _pin(fingerprint)
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._headers = {"Authorization": f"Bearer {token}", **self._controller}
         unix = self.url.startswith("unix://")
         self._base = "http://agent" if unix else self.url
         self._unix_path = self.url.removeprefix("unix://") if unix else None

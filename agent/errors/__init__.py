@@ -23,6 +23,7 @@
     ├── Recorded                     as recorded
     ├── HashMismatch                 422
     ├── ArchiveRefused               422
+    ├── ControllerRefused            409  another controller works with this host
     ├── NoSpace                      507
     ├── StorageFailed                500  the operating system refused a read or write
     ├── HookLockHeld                 503  the lock shared with the hook was not free in time
@@ -81,6 +82,7 @@ from agent.errors.host_file import (
     HostFileUnsupported,
 )
 from agent.errors.system import (
+    ControllerRefused,
     EventsLost,
     HookLockHeld,
     HypervisorRefused,
@@ -111,6 +113,7 @@ __all__ = [
     "AgentRestarted",
     "ArchiveRefused",
     "ChainTooDeep",
+    "ControllerRefused",
     "DirectoryRefused",
     "DiskAttached",
     "DiskDetached",

@@ -67,6 +67,17 @@ class HypervisorTimeout(HypervisorUnavailable):
     message = "libvirt at {uri} did not answer {call} within {timeout_s} s. The agent reconnects by itself; try again"
 
 
+class ControllerRefused(Error):
+    """Another controller works with this host."""
+
+    status, code = 409, "controller-refused"
+    message = (
+        "Controller {controller} works with this host since {since}, so controller {caller} may not; nothing was "
+        "touched. Take the host out of the one that is not to have it; where that one is gone or gives it up, run on "
+        "the host: coldframe-agent forget-controller"
+    )
+
+
 class StateDirInUse(Error):
     """Another agent works on this state directory."""
 

@@ -76,7 +76,8 @@ def write_atomic(
     ``like`` names a file (often ``path`` itself) whose owner, mode and security label the new one gets; where it
     does not exist, and without it, the file is the caller's with mode 0600. ``mode`` wins over the mode of ``like``.
     With ``token`` the temporary file is ``staged_path(path, token)``, so that it can be found after a crash;
-    one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was.
+    one left by an earlier try is replaced. On an error the temporary file is removed and ``path`` is as it was; only
+    where it cannot be told whether a power cut would bring the old file back, ``path`` is the new one already.
     """
     temporary = staged_path(path, token or secrets.token_hex(8))
     with storage("writing", path, len(data)):
@@ -96,10 +97,10 @@ def write_staged(temporary: Path, data: bytes, like: Path | None = None, mode: i
         temporary.unlink(missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
+            _fsync_directory(temporary.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_directory(temporary.parent)
 
 
 def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> None:
@@ -110,7 +111,7 @@ def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> 
         while view:
             view = view[file.write(view) :]
         if like is not None and _exists(like):
-            _copy_ownership(like, descriptor)
+            take_after(descriptor, like)
         if mode is not None:
             os.fchmod(descriptor, mode)
         os.fsync(descriptor)
@@ -131,7 +132,23 @@ def copy_ownership(source: Path, target: Path) -> None:
     and on another file it would make libvirt "restore" what was never there.
     """
     with storage("setting the owner of", target), _opened(target) as descriptor:
-        _copy_ownership(source, descriptor)
+        _require_one_name(descriptor, target)
+        take_after(descriptor, source)
+
+
+def give_like_directory(path: Path, directory: Path) -> None:
+    """Give a regular file to whom the directory belongs."""
+    with storage("setting the owner of", path), _opened(path) as descriptor:
+        _require_one_name(descriptor, path)
+        facts = directory.stat()
+        os.fchown(descriptor, facts.st_uid, facts.st_gid)
+
+
+def _require_one_name(descriptor: int, path: Path) -> None:
+    """Refuse to give away a file that has another name: the directory's owner may have linked somebody else's here."""
+    facts = os.fstat(descriptor)
+    if not stat.S_ISDIR(facts.st_mode) and (not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1):
+        raise OSError(errno.EPERM, "it is not a regular file with one name", str(path))
 
 
 @contextlib.contextmanager
@@ -143,12 +160,16 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _copy_ownership(source: Path, target: int) -> None:
-    """Work on descriptors: between two calls by name, the owner of the directory could put a link there."""
+def take_after(target: int, source: Path, mode: int | None = None) -> None:
+    """Give an open file the owner, label and (without ``mode``) mode of another; raises ``OSError`` as it is.
+
+    It works on descriptors: between two calls by name, the owner of the directory could put a link there. Bits that
+    make a program run as its owner are not passed on.
+    """
     with _opened(source) as descriptor:
         facts = os.fstat(descriptor)
         os.fchown(target, facts.st_uid, facts.st_gid)
-        os.fchmod(target, stat.S_IMODE(facts.st_mode))  # after chown, which clears bits of the mode
+        os.fchmod(target, facts.st_mode & 0o777 if mode is None else mode)  # after chown, which clears bits of it
         try:
             os.setxattr(target, _SELINUX, os.getxattr(descriptor, _SELINUX))
         except OSError as err:

@@ -26,7 +26,7 @@ async def look(path: Path, allowed_dirs: list[Path], timeout_s: float, *, deep: 
     if not deep or state.problem is not None:
         return state
     try:
-        found = await qemu_img.check(path, timeout_s=timeout_s)
+        found = await qemu_img.check(path, timeout_s=timeout_s, within=allowed_dirs)
     except QemuImgFailed as err:
         if "lock" in str(err.facts.get("reason", "")):  # "Failed to get shared ... lock", util/osdep.c
             return msgspec.structs.replace(state, busy=True)

@@ -2,18 +2,27 @@
 
 Each command runs in a session of its own with nothing on stdin, a small fixed environment (``LC_ALL=C``, so that
 messages can be read) and no inherited descriptors. When its time is up, or the caller is cancelled, the whole
-process group gets SIGTERM, two seconds later SIGKILL, and is reaped before the call returns.
+process group gets SIGTERM, two seconds later SIGKILL, and is reaped before the call returns. With ``Bounds`` it is held
+to the files, memory and powers that it needs, and dumps no core.
 """
 
 import asyncio
 import contextlib
+import errno
+import math
 import os
 import re
+import shutil
 import signal
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from agent.errors import ToolFailed, ToolTimeout
+from agent.host import confine
+from agent.host.confine import Bounds
 
 OUTPUT_LIMIT_BYTES = 4 << 20  # of each stream: `qemu-img map` of a large disk is the longest we know, below 1 MiB
 _GRACE_S = 2.0
@@ -33,29 +42,48 @@ class Completed:
 
     @property
     def error_text(self) -> str:
-        """What it wrote on stderr, as one line of at most 500 characters."""
-        return " ".join(self.stderr.decode(errors="replace").split())[:500] or f"exit status {self.returncode}"
+        """What it wrote on stderr, as one line of at most 500 characters, and what ended it if not itself."""
+        told = " ".join(self.stderr.decode(errors="replace").split())[:500]
+        if self.returncode >= 0:
+            return told or f"exit status {self.returncode}"
+        ended = f"ended by {_signal_name(-self.returncode)}"
+        return f"{told} ({ended})" if told else ended
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time one
 
 
 async def run(
-    argv: Sequence[str], timeout_s: float = 60.0, umask: int = 0o077, output_limit_bytes: int = OUTPUT_LIMIT_BYTES
+    argv: Sequence[str],
+    timeout_s: float = 60.0,
+    umask: int = 0o077,
+    output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
+    bounds: Bounds | None = None,
 ) -> Completed:
     """Run a command to its end. A non-zero exit is for the caller to judge.
 
     Raises ``ToolTimeout`` after ``timeout_s``, and ``ToolFailed`` where the command cannot be run or prints more than
     ``output_limit_bytes`` on one of its streams.
     """
-    return await _run(argv, timeout_s, umask, output_limit_bytes, None)
+    return await _run(argv, _Start(umask, timeout_s, bounds), output_limit_bytes, None)
 
 
 async def run_with_progress(
-    argv: Sequence[str], on_percent: Callable[[float], None], timeout_s: float = 86_400.0, umask: int = 0o077
+    argv: Sequence[str],
+    on_percent: Callable[[float], None],
+    timeout_s: float = 86_400.0,
+    umask: int = 0o077,
+    bounds: Bounds | None = None,
 ) -> Completed:
     """Like ``run`` for ``qemu-img -p``: ``on_percent`` gets each new figure (0 to 100) as it is printed.
 
     The figures are not kept in ``stdout`` and do not count against its limit.
     """
-    return await _run(argv, timeout_s, umask, OUTPUT_LIMIT_BYTES, _Percents(on_percent))
+    return await _run(argv, _Start(umask, timeout_s, bounds), OUTPUT_LIMIT_BYTES, _Percents(on_percent))
 
 
 class _Percents:
@@ -80,53 +108,139 @@ class _Percents:
         return data[: len(data) - len(self._rest)]
 
 
-async def _run(argv: Sequence[str], timeout_s: float, umask: int, limit: int, percents: _Percents | None) -> Completed:
-    transport, process = await _start(argv, umask)
-    try:
-        async with asyncio.timeout(timeout_s):
-            stdout, stderr, returncode = await asyncio.gather(
-                _collect(process.stdout, limit, argv, percents),
-                _collect(process.stderr, limit, argv, None),
-                process.wait(),
-            )
-    except TimeoutError as err:
-        await _stop(process)
-        raise ToolTimeout(command=_title(argv), timeout_s=timeout_s) from err
-    except BaseException:
-        await _stop(process)
-        raise
-    finally:
-        transport.close()  # also pipes that a child which left the group still holds
-        await asyncio.sleep(0)  # the loop closes them in its next round
-    return Completed(stdout, stderr, returncode)
+@dataclass(frozen=True)
+class _Start:
+    """How a command is started."""
 
+    umask: int
+    timeout_s: float
+    bounds: Bounds | None
 
-async def _start(argv: Sequence[str], umask: int) -> tuple[asyncio.SubprocessTransport, asyncio.subprocess.Process]:
-    """Do what ``asyncio.create_subprocess_exec`` does, but keep hold of the transport, which alone can be closed."""
-    loop = asyncio.get_running_loop()
-    environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
-    try:
-        transport, protocol = await loop.subprocess_exec(
-            lambda: asyncio.subprocess.SubprocessStreamProtocol(limit=_CHUNK_BYTES, loop=loop),
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+    def __call__(self, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """Start it from a thread that ends with the call, since what confines the command confines the thread.
+
+        The caller waits for fork and exec. Raises ``OSError``, ``ValueError`` (a zero byte in an argument).
+        """
+        result: list[subprocess.Popen[bytes] | BaseException] = []
+
+        def start() -> None:
+            try:
+                if self.bounds is not None:
+                    confine.this_thread(argv[0], self.bounds)
+                result.append(self._popen(argv))
+            except (OSError, ValueError) as err:
+                result.append(err)
+
+        thread = threading.Thread(target=start, name=f"start {argv[0]}")
+        thread.start()
+        thread.join()
+        (started,) = result
+        if isinstance(started, BaseException):
+            raise started
+        return started
+
+    def _limits(self, command: str, bounds: Bounds) -> list[str]:
+        """Return prlimit(1) with what it sets before it becomes the command: nobody else can, between fork and exec."""
+        if shutil.which(command) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command)
+        cpu_s = 2 * math.ceil(self.timeout_s)  # should the agent die, it ends all the same
+        limits = (f"--as={bounds.memory_bytes}", f"--fsize={bounds.file_bytes}", f"--cpu={cpu_s}", "--core=0")
+        return ["prlimit", *limits, "--"]
+
+    def _popen(self, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+        environment = {key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}
+        return subprocess.Popen(  # noqa: S603 - an argument list of ours, never a shell
+            argv if self.bounds is None else [*self._limits(argv[0], self.bounds), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
             env={**environment, "LC_ALL": "C"},
             cwd="/",
-            umask=umask,
+            umask=self.umask,
             start_new_session=True,
-            close_fds=True,
         )
-    except (OSError, ValueError) as err:  # ValueError: a zero byte in an argument
+
+
+class _Child:
+    """A command that runs, as the event loop sees it: its end by a descriptor of the process, its output by pipes."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
+        self._popen = popen
+        self._pipes: list[asyncio.ReadTransport] = []
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = os.pidfd_open(popen.pid)
+        self._loop.add_reader(self._descriptor, self._reap)
+
+    @classmethod
+    def of(cls, popen: "subprocess.Popen[bytes]", argv: Sequence[str]) -> "_Child":
+        """Follow a process that was just started; without a descriptor left it is ended, and ToolFailed raised."""
+        try:
+            return cls(popen)
+        except OSError as err:
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.communicate()
+            raise ToolFailed(command=_title(argv), reason=err.strerror or str(err)) from err
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._popen.wait()  # it has ended: this does not block
+        self._ended.set()
+
+    async def open(self, pipe: IO[bytes] | None) -> asyncio.StreamReader:
+        """Read one of its streams through the loop."""
+        reader = asyncio.StreamReader(limit=_CHUNK_BYTES)
+        transport, _ = await self._loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        self._pipes.append(transport)
+        return reader
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        await self._ended.wait()
+        return int(self._popen.returncode)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the whole group, also what its leader left behind in it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, number)
+
+    def close(self) -> None:
+        """Let go of its pipes, also where a child of it that left the group still holds them."""
+        for pipe in self._pipes:
+            pipe.close()
+        for stream in (self._popen.stdout, self._popen.stderr):
+            if stream is not None:
+                stream.close()
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+
+async def _run(argv: Sequence[str], start: _Start, limit: int, percents: _Percents | None) -> Completed:
+    try:
+        popen = start(argv)
+    except (OSError, ValueError) as err:
         raise ToolFailed(command=_title(argv), reason=getattr(err, "strerror", None) or str(err)) from err
-    return transport, asyncio.subprocess.Process(transport, protocol, loop)
+    child = _Child.of(popen, argv)
+    try:
+        async with asyncio.timeout(start.timeout_s):
+            stdout, stderr = await child.open(popen.stdout), await child.open(popen.stderr)
+            out, err_, returncode = await asyncio.gather(
+                _collect(stdout, limit, argv, percents), _collect(stderr, limit, argv, None), child.wait()
+            )
+    except TimeoutError as err:
+        await _stop(child)
+        raise ToolTimeout(command=_title(argv), timeout_s=start.timeout_s) from err
+    except BaseException:
+        await _stop(child)
+        raise
+    finally:
+        child.close()
+        await asyncio.sleep(0)  # the loop closes the pipes in its next round
+    return Completed(out, err_, returncode)
 
 
-async def _collect(
-    stream: asyncio.StreamReader | None, limit: int, argv: Sequence[str], percents: _Percents | None
-) -> bytes:
-    assert stream is not None  # noqa: S101 - both streams are pipes, see _start
+async def _collect(stream: asyncio.StreamReader, limit: int, argv: Sequence[str], percents: _Percents | None) -> bytes:
     data = bytearray()
     while chunk := await stream.read(_CHUNK_BYTES):
         data += percents.feed(chunk) if percents else chunk
@@ -135,29 +249,24 @@ async def _collect(
     return bytes(data)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop(child: _Child) -> None:
     """End the process group and reap its leader, also when the caller is cancelled a second time meanwhile.
 
-    A process that the kernel cannot end (storage that does not answer) is given up on: the event loop reaps it when
-    it ends, and the caller gets its answer now.
+    A process that the kernel cannot end (storage that does not answer) is given up on: Python reaps it when another
+    command is started after its end, and the caller gets its answer now.
     """
-    _signal(process, signal.SIGTERM)
+    child.signal(signal.SIGTERM)
     try:
-        await _ended(process)
+        await _ended(child)
     finally:
-        _signal(process, signal.SIGKILL)  # also what the leader left behind in its group
-        await _ended(process)
+        child.signal(signal.SIGKILL)  # also what the leader left behind in its group
+        await _ended(child)
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
+async def _ended(child: _Child) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_GRACE_S):
-            await process.wait()
-
-
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+            await child.wait()
 
 
 def _title(argv: Sequence[str]) -> str:

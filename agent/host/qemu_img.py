@@ -3,12 +3,15 @@
 Formats are always named and never probed. Paths are absolute: QEMU takes a name for a protocol when a colon comes
 before its first slash (``path_has_protocol`` in ``block.c``) and for an option when it begins with a dash, and an
 absolute path does neither. Options that are split at commas (``-o``) carry no path. Every file is made with umask 077.
+
+Each call is confined to the files it is about, which must lie in the directories ``within``; where it opens a chain,
+to that chain's files (``image_bounds``), without network, and with bounds of memory, file size, output and time.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 import msgspec
 
 from agent.errors import QemuImgFailed, StorageFailed
-from agent.host import files, process, qcow2
+from agent.host import files, image_bounds, images, process, qcow2
+from agent.host.confine import Bounds
 
 QUICK_S = 60.0
 LONG_S = 86_400.0  # a merge moves whole disks; the caller's cancellation is the real bound
@@ -39,56 +43,89 @@ class Measure:
     fully_allocated_bytes: int
 
 
-async def create_overlay(path: Path, backing: Path, backing_format: str, size_bytes: int) -> None:
+async def create_overlay(
+    path: Path, backing: Path, backing_format: str, size_bytes: int, like: Path | None = None
+) -> None:
     """Make an empty qcow2 overlay of ``size_bytes`` on ``backing``: mode 0600, synced with its directory.
 
-    The backing file is not opened (``-u``), so size and format are the caller's word. An existing file is refused.
-    The header is read back before the call returns. On any error nothing is left.
+    It gets the owner and label of ``like``. The backing file is not opened (``-u``), so size and format are the
+    caller's word. An existing file is refused. The header is read back before the call returns. On any error nothing
+    is left.
     """
     _require(("create", path), backing, formats=(backing_format,))
     if len(os.fsencode(backing)) > qcow2.MAX_NAME_BYTES:
         raise QemuImgFailed(command="create", path=str(path), reason="the backing file's name is above 1023 bytes")
     arguments = ("-q", "-f", "qcow2", "-u", "-F", backing_format, "-b", str(backing), str(path), str(size_bytes))
-    async with _new_file("create", path):
-        await _quick("create", path, *arguments)
-        await asyncio.to_thread(_verify_overlay, path, backing, backing_format, size_bytes)
+    async with _new_file("create", path, like) as descriptor:
+        most = images.overlay_bytes(max(0, min(size_bytes, qcow2.MAX_VIRTUAL_BYTES)))
+        await _quick("create", path, *arguments, bounds=Bounds(writable=[descriptor], file_bytes=most))
+        await asyncio.to_thread(_verify_overlay, descriptor, path, (str(backing), backing_format, size_bytes))
 
 
 @contextlib.asynccontextmanager
-async def _new_file(command: str, path: Path) -> AsyncIterator[None]:
-    """Take a new name for the block; if that fails or is cancelled, at whatever moment, the name is free again."""
+async def _new_file(command: str, path: Path, like: Path | None) -> AsyncIterator[int]:
+    """Take a new name for the block, which gets its file's descriptor; after it the file is whole and ``like``'s.
+
+    If the block fails or is cancelled, at whatever moment, the name is free again.
+    """
     reserving = asyncio.ensure_future(asyncio.to_thread(_reserve, command, path))
     try:
-        await asyncio.shield(reserving)
-        yield
+        descriptor = await asyncio.shield(reserving)
+        yield descriptor
+        await asyncio.to_thread(_finish, command, path, descriptor, like)
     except BaseException:
         await asyncio.wait([reserving])  # a thread cannot be cancelled: it may still make the file
         if reserving.exception() is None:
-            await asyncio.to_thread(files.remove_tree, path)
+            await asyncio.to_thread(_discard, path, reserving.result())
         raise
+    finally:
+        if reserving.done() and reserving.exception() is None:
+            os.close(reserving.result())
 
 
-def _reserve(command: str, path: Path) -> None:
-    """Take the name, so that what ``qemu-img create`` truncates is ours and private."""
+def _reserve(command: str, path: Path) -> int:
+    """Take the name, so that what ``qemu-img`` truncates is ours and private; return the file's descriptor."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.fchmod(descriptor, 0o600)
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as err:
         raise QemuImgFailed(command=command, path=str(path), reason="the file exists") from err
     except OSError as err:
         raise StorageFailed(action="creating", path=str(path), reason=err.strerror or str(err)) from err
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
-def _verify_overlay(path: Path, backing: Path, backing_format: str, size_bytes: int) -> None:
+def _finish(command: str, path: Path, descriptor: int, like: Path | None) -> None:
+    """Make a new file durable, and give it away: the file that was made, whatever has its name by now."""
+    if not _has_name(path, descriptor):
+        raise QemuImgFailed(command=command, path=str(path), reason="another file took its name meanwhile")
+    with files.storage("syncing", path):
+        if like is not None:
+            files.take_after(descriptor, like, mode=0o600)
+        os.fsync(descriptor)
+    files.fsync_directory(path.parent)
+
+
+def _discard(path: Path, descriptor: int) -> None:
+    if _has_name(path, descriptor):
+        files.remove_tree(path)
+
+
+def _has_name(path: Path, descriptor: int) -> bool:
     try:
-        header = qcow2.read_header(path)
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _verify_overlay(descriptor: int, path: Path, wanted: tuple[str, str, int]) -> None:
+    try:
+        header = qcow2.read_header_from(descriptor)
     except qcow2.Qcow2Error as err:
         raise QemuImgFailed(command="create", path=str(path), reason=f"afterwards {err.reason}") from err
     found = (header.backing, header.backing_format, header.virtual_size_bytes)
-    if found != (str(backing), backing_format, size_bytes):
+    if found != wanted:
         raise QemuImgFailed(command="create", path=str(path), reason=f"the header came out as {found}")
-    sync(path)
 
 
 def sync(path: Path) -> None:
@@ -105,43 +142,62 @@ def sync(path: Path) -> None:
 
 
 async def rebase(
-    path: Path, backing: Path | None, backing_format: str = "qcow2", on_percent: Callable[[float], None] | None = None
+    path: Path,
+    backing: Path | None,
+    backing_format: str = "qcow2",
+    on_percent: Callable[[float], None] | None = None,
+    *,
+    within: Sequence[Path],
 ) -> None:
     """Put an overlay on another backing file (None: on none), copying what the guest would else see change.
 
-    Interrupted, it leaves a valid image on the old backing file (the name changes last); repeat it.
+    Interrupted, it leaves a valid image on the old backing file; repeat it. The name changes last, but QEMU 7.2 changes
+    it in the file while what it copied is known to its own cache only, and a qemu-img that ended there would have lost
+    that. So every write goes through (``-t``), which makes a rebase about three times as long.
     """
     _require(("rebase", path), *([backing] if backing else []), formats=(backing_format,))
-    target = ["-b", str(backing), "-F", backing_format] if backing else ["-b", ""]
-    await _long("rebase", path, on_percent, "-p", "-f", "qcow2", *target, str(path))
+    target = ("-b", str(backing), "-F", backing_format) if backing else ("-b", "")
+    arguments = ("-t", "writethrough", "-f", "qcow2", *target, str(path))
+    chains = [path, *([backing] if backing else [])]
+    async with _opened("rebase", path, within, chains, writable=[path], grows=(path, path)) as bounds:
+        await _long("rebase", path, on_percent, "-p", *arguments, bounds=bounds)
     await asyncio.to_thread(sync, path)
 
 
-async def rebase_unsafe(path: Path, backing: Path) -> None:
+async def rebase_unsafe(path: Path, backing: Path, *, within: Sequence[Path]) -> None:
     """Change only the recorded name of the qcow2 backing file (``-u``), which need not be there yet.
 
     The caller knows that the bytes below are the same.
     """
     _require(("rebase", path), backing)
-    await _quick("rebase", path, "-q", "-u", "-f", "qcow2", "-b", str(backing), "-F", "qcow2", str(path))
+    arguments = ("-q", "-u", "-f", "qcow2", "-b", str(backing), "-F", "qcow2", str(path))
+    async with _opened("rebase", path, within, [], writable=[path], grows=(path, path)) as bounds:
+        await _quick("rebase", path, *arguments, bounds=bounds)
     await asyncio.to_thread(sync, path)
 
 
-async def commit(path: Path, base: Path, on_percent: Callable[[float], None] | None = None) -> None:
+async def commit(
+    path: Path, base: Path, on_percent: Callable[[float], None] | None = None, *, within: Sequence[Path]
+) -> None:
     """Write an overlay's data down into ``base``, a file of its chain, and leave the overlay as it is (``-d``).
 
     Interrupted, ``base`` is half-written, which does no harm while ``path`` still covers it; repeat it.
     """
     _require(("commit", path), base)
-    await _long("commit", path, on_percent, "-p", "-f", "qcow2", "-d", "-b", str(base), str(path))
+    arguments = ("-p", "-f", "qcow2", "-d", "-b", str(base), str(path))
+    async with _opened("commit", path, within, [path], writable=[path, base], grows=(path, base)) as bounds:
+        await _long("commit", path, on_percent, *arguments, bounds=bounds)
     await asyncio.to_thread(sync, base)
 
 
-async def check(path: Path, image_format: str = "qcow2", timeout_s: float = LONG_S) -> CheckResult:
+async def check(
+    path: Path, image_format: str = "qcow2", timeout_s: float = LONG_S, *, within: Sequence[Path]
+) -> CheckResult:
     """Check the metadata of an image; corruption is a result and not an error."""
     _require(("check", path), formats=(image_format,))
     argv = ["qemu-img", "check", "--output=json", "-f", image_format, str(path)]
-    done = await process.run(argv, timeout_s)
+    async with _opened("check", path, within, [path]) as bounds:
+        done = await process.run(argv, timeout_s, bounds=bounds)
     if done.returncode not in {0, 2, 3}:  # qemu-img(1): 2 corruptions, 3 leaks; 1 and 63: the check did not run
         raise QemuImgFailed(command="check", path=str(path), reason=done.error_text)
     found = _json("check", path, done.stdout)
@@ -155,31 +211,68 @@ async def convert(
     target: Path,
     target_format: str = "qcow2",
     on_percent: Callable[[float], None] | None = None,
+    *,
+    within: Sequence[Path],
+    like: Path | None = None,
 ) -> None:
-    """Copy an image with its whole chain into one new file: mode 0600, synced. On any error nothing is left."""
+    """Copy an image with its whole chain into one new file: mode 0600, synced, with owner and label of ``like``.
+
+    On any error nothing is left.
+    """
     _require(("convert", target), source, formats=(source_format, target_format))
     arguments = ("-p", "-f", source_format, "-O", target_format, str(source), str(target))
-    async with _new_file("convert", target):
-        await _long("convert", target, on_percent, *arguments)
-        await asyncio.to_thread(sync, target)
+    async with (
+        _new_file("convert", target, like) as descriptor,
+        _opened("convert", target, within, [source], writable=[descriptor], grows=(source,)) as bounds,
+    ):
+        await _long("convert", target, on_percent, *arguments, bounds=bounds)
 
 
-async def measure(path: Path, image_format: str = "qcow2", target_format: str = "qcow2") -> Measure:
+async def measure(
+    path: Path, image_format: str = "qcow2", target_format: str = "qcow2", *, within: Sequence[Path]
+) -> Measure:
     """Say how many bytes ``convert`` would write."""
     _require(("measure", path), formats=(image_format, target_format))
-    done = await _quick("measure", path, "--output=json", "-f", image_format, "-O", target_format, str(path))
+    arguments = ("--output=json", "-f", image_format, "-O", target_format, str(path))
+    async with _opened("measure", path, within, [path]) as bounds:
+        done = await _quick("measure", path, *arguments, bounds=bounds)
     found = _json("measure", path, done.stdout)
     return Measure(int(found["required"]), int(found["fully-allocated"]))
 
 
-async def compare(a: Path, a_format: str, b: Path, b_format: str) -> bool:
+async def compare(a: Path, a_format: str, b: Path, b_format: str, *, within: Sequence[Path]) -> bool:
     """Say whether a guest would read the same bytes from both images."""
     _require(("compare", a), b, formats=(a_format, b_format))
     argv = ["qemu-img", "compare", "-q", "-f", a_format, "-F", b_format, str(a), str(b)]
-    done = await process.run(argv, LONG_S)
+    async with _opened("compare", a, within, [a, b]) as bounds:
+        done = await process.run(argv, LONG_S, bounds=bounds)
     if done.returncode not in {0, 1}:  # qemu-img(1): 1 is "different", above it are errors
         raise QemuImgFailed(command="compare", path=str(a), reason=done.error_text)
     return done.returncode == 0
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    command: str,
+    path: Path,
+    within: Sequence[Path],
+    chains: Sequence[Path],
+    *,
+    writable: Sequence[Path | int] = (),
+    grows: Sequence[Path] = (),
+) -> AsyncIterator[Bounds]:
+    """Hold open what a command may open; ``grows`` are the disk that it copies and the file that it writes to."""
+
+    def enter(stack: contextlib.ExitStack) -> Bounds:
+        most = image_bounds.grown_bytes(*grows) if grows else 0
+        return stack.enter_context(image_bounds.opened(within, chains, writable=writable, file_bytes=most))
+
+    with contextlib.ExitStack() as stack:
+        try:
+            bounds = await asyncio.to_thread(enter, stack)
+        except image_bounds.ImageOutsideError as err:
+            raise QemuImgFailed(command=command, path=str(path), reason=err.reason) from err
+        yield bounds
 
 
 def _require(subject: tuple[str, Path], *others: Path, formats: tuple[str, ...] = ()) -> None:
@@ -192,13 +285,16 @@ def _require(subject: tuple[str, Path], *others: Path, formats: tuple[str, ...] 
             raise QemuImgFailed(command=command, path=str(path), reason=f"format {image_format!r} is not supported")
 
 
-async def _quick(command: str, path: Path, *arguments: str) -> process.Completed:
-    return _succeeded(command, path, await process.run(["qemu-img", command, *arguments], QUICK_S))
+async def _quick(command: str, path: Path, *arguments: str, bounds: Bounds) -> process.Completed:
+    return _succeeded(command, path, await process.run(["qemu-img", command, *arguments], QUICK_S, bounds=bounds))
 
 
-async def _long(command: str, path: Path, on_percent: Callable[[float], None] | None, *arguments: str) -> None:
+async def _long(
+    command: str, path: Path, on_percent: Callable[[float], None] | None, *arguments: str, bounds: Bounds
+) -> None:
     argv = ["qemu-img", command, *arguments]
-    _succeeded(command, path, await process.run_with_progress(argv, on_percent or _ignore, LONG_S))
+    done = await process.run_with_progress(argv, on_percent or _ignore, LONG_S, bounds=bounds)
+    _succeeded(command, path, done)
 
 
 def _ignore(percent: float) -> None:

@@ -24,7 +24,7 @@ from agent.limits import Limits
 from agent.transactions.clone_plan import CloneFacts, clone_path, plan_clone
 from agent.transactions.model import ConvertImage, DefineDomain, PlaceHostFile, Room
 from agent.transactions.room import look_for_room
-from agent.transactions.steps import Work, do, make_private, remove_image, sha256_of, undo
+from agent.transactions.steps import Work, do, remove_image, sha256_of, undo
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.host_file import HostFiles, HostFileType
 from agent.wire.transaction import CloneRequest, FrozenVolume
@@ -90,7 +90,7 @@ class CloneSurveyor:
 
     async def _new_bytes(self, chain: list[Image]) -> int:
         if self.request.mode == "full":
-            return (await qemu_img.measure(Path(chain[0].path))).required_bytes
+            return (await qemu_img.measure(Path(chain[0].path), within=self.work.image_dirs)).required_bytes
         return images.overlay_bytes(chain[0].virtual_size_bytes)
 
     def _room(self, domain: Domain, chains: dict[str, list[Image]]) -> Room:
@@ -177,8 +177,7 @@ async def _(step: ConvertImage, work: Work) -> None:
     def hear(percent: float) -> None:
         work.on_bytes(step.name, int(step.size_bytes * percent / 100))
 
-    await qemu_img.convert(source, "qcow2", path, "qcow2", hear)
-    await asyncio.to_thread(make_private, source, path)
+    await qemu_img.convert(source, "qcow2", path, "qcow2", hear, within=work.image_dirs, like=source)
     await asyncio.to_thread(work.locks.take_image, step.target, path)
     work.on_bytes(step.name, step.size_bytes)
 

@@ -48,7 +48,8 @@ class ExportSurveyor:
                 raise FrozenFileAltered(target=volume.target, path=volume.path, reason=reason)
         if self.request.flat:
             sizes = {
-                target: (await qemu_img.measure(Path(chain[0].path))).required_bytes for target, chain in chains.items()
+                target: (await qemu_img.measure(Path(chain[0].path), within=self.work.image_dirs)).required_bytes
+                for target, chain in chains.items()
             }
             plan = await asyncio.to_thread(self._flat, chains, sizes)
         else:

@@ -92,6 +92,15 @@ class Guards:
                     path.unlink(missing_ok=True)
         files.fsync_directory(self._guards)
 
+    def let_go(self, vm: UUID, transaction: UUID) -> None:
+        """Drop the guard if it is this transaction's, or what was begun of it; another's stays."""
+        held = self.get(vm)
+        if held is not None and held.transaction == transaction:
+            self.drop(vm, transaction)
+            return
+        with storage("removing", self._staged(vm, transaction)):
+            self._staged(vm, transaction).unlink(missing_ok=True)
+
     def release(self, vm: UUID) -> Guard | None:
         """Remove whatever guard or starting mark ``vm`` has, whoever left it, and return the guard.
 

@@ -113,9 +113,10 @@ async def _(step: ReceiveImage, work: Work) -> None:
     """Judge what was written, and stand it on its backing file by that file's name for good."""
     staged = Path(step.staged)
     await asyncio.to_thread(_judge, step, staged)
-    await asyncio.to_thread(_give, staged, Path(step.like))
+    # Where libvirt labels images itself, it does so at each start.
+    await asyncio.to_thread(files.give_like_directory, staged, Path(step.like))
     if step.backing is not None:
-        await qemu_img.rebase_unsafe(staged, Path(step.backing))
+        await qemu_img.rebase_unsafe(staged, Path(step.backing), within=work.image_dirs)
     await asyncio.to_thread(work.locks.take_image, step.target, staged)
 
 
@@ -158,13 +159,6 @@ def _judge(step: ReceiveImage, staged: Path) -> None:
 
 def _refused(step: ReceiveImage, reason: str) -> ImageRefused:
     return ImageRefused(target=step.target, path=f"image {step.position} of the archive", reason=reason)
-
-
-def _give(staged: Path, directory: Path) -> None:
-    """Give an image to whom the directory belongs; where libvirt labels images itself, it does so at each start."""
-    with files.storage("setting the owner of", staged):
-        facts = directory.stat()
-        os.chown(staged, facts.st_uid, facts.st_gid, follow_symlinks=False)
 
 
 def _place(staged: Path, path: Path) -> None:

@@ -16,7 +16,9 @@ from agent.errors import (
     HostFileNotUploaded,
     HypervisorUnavailable,
     ImageNotReceived,
+    NoSpace,
     Released,
+    StorageFailed,
 )
 from agent.host import dependents, files, images
 from agent.transactions import journal as records
@@ -68,7 +70,9 @@ class Running:
         self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
         self._final = False  # a deletion has begun to move or write to frozen files, and goes on
         self._merging: list[asyncio.Task[None]] = []
-        self.unclean = entry.unclean  # ended, and something to be removed is still there: tried again until it is gone
+        self.unclean = (
+            entry.unclean
+        )  # ended, and something is left to be removed or noted: tried again until it is done
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
@@ -173,16 +177,17 @@ class Running:
 
         While libvirt does not answer the transaction stays ``committing`` under its guard, and is tried again. Any
         other error of a step undoes everything and is raised; only a deletion is not undone: what it merged stays
-        merged, the guest's data are the same, and its outcomes say which disks are left.
+        merged, the guest's data are the same, and its outcomes say which disks are left. One that cannot even put
+        back what it set aside stays ``committing``, too.
         """
         self.stuck = True
         try:
             await self._switch()
-        except HypervisorUnavailable as err:
-            self._update(error=err.problem())
-            raise
         except Exception as err:  # the root of a transaction: whatever went wrong is undone and told
-            await self.roll_back(problem_of(err))
+            if isinstance(err, HypervisorUnavailable) or isinstance(self.request, DeleteRequest):
+                self._update(error=problem_of(err))
+            else:
+                await self.roll_back(problem_of(err))
             raise
         if self.withdrawn is not None and not self._final:
             await self.roll_back(self.withdrawn)
@@ -220,7 +225,8 @@ class Running:
     async def _merge(self, request: DeleteRequest) -> None:
         """Merge every disk; the frozen files go only when all can, so that the snapshot is usable until then.
 
-        A frozen file that cannot be moved brings back those that were.
+        A frozen file that cannot be moved brings back those that were. Raises what keeps them from being brought
+        back, or from being looked at: then nothing has ended, and the next try goes on from there.
         """
         errors: dict[str, Problem] = {}
         for group in self.plan.switch:
@@ -235,27 +241,44 @@ class Running:
         if errors:
             await self._put_back()
         stopped = self.withdrawn is not None and not self._final
-        outcomes = await asyncio.to_thread(merge_outcomes, self.plan, request.volumes, errors, stopped=stopped)
+        with files.storage("looking at what was merged"):
+            outcomes = await asyncio.to_thread(merge_outcomes, self.plan, request.volumes, errors, stopped=stopped)
         self._update(outcomes=outcomes, error=next(iter(errors.values()), None))
 
     async def _put_back(self) -> None:
+        """Undo what can be undone of a merge; the first error is raised when all was tried."""
+        failures: list[Error] = []
         for step in flat(self.plan.switch):
-            await self._tolerate(self._at(f"undo {step.name}", steps.undo, step, self._work))
+            try:
+                await self._at(f"undo {step.name}", steps.undo, step, self._work)
+            except Error as err:
+                failures.append(err)
+        if failures:
+            raise failures[0]
 
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.
 
         The work stands, so nothing here fails it: a file that will not go is named in the log and tried again.
         """
-        gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
         kept = isinstance(self.request, DeleteRequest) and self.transaction.error is not None
         chores = [] if kept else flat(self.plan.clean)
-        self.unclean = not all([await self._tolerate(self._step(step)) for step in chores])
-        await self._tolerate(self._tools.inventory.note_host_files(self.request.vm, forget=gone))
+        removed = [await self._tolerate(self._step(step)) for step in chores]
+        self.unclean = not all([*removed, await self._tolerate(self._note_host_files())])
+
+    async def _note_host_files(self) -> None:
+        """Note what must exist at the next start. Raises only what may pass."""
+        gone = list(self.request.remove) if isinstance(self.request, RevertRequest) else []
+        try:
+            await self._tools.inventory.note_host_files(self.request.vm, forget=gone)
+        except (NoSpace, StorageFailed, HypervisorUnavailable):
+            raise
+        except Error as err:  # the domain is gone or cannot be read: nothing that trying again would change
+            log.warning("host-files-not-noted transaction=%s reason=%s", self.transaction.id, err)
 
     async def tidy(self) -> None:
-        """Try again to remove what an ended transaction left, all of it under names of its own."""
-        self.unclean = not all([await self._tolerate(self._step(step)) for step in flat(self.plan.clean)])
+        """Try again what an ended transaction left to do: all of it goes by names of its own, or can be repeated."""
+        await self._clean()
         if not self.unclean:
             await self._record(records.Ended(transaction=self.transaction))
 
@@ -301,9 +324,7 @@ class Running:
 
     def let_go(self) -> None:
         """Drop the guard if it is this transaction's, and all locks. Blocks for milliseconds."""
-        held = self._tools.guards.get(self.request.vm)
-        if held is not None and held.transaction == self.transaction.id:
-            self._tools.guards.drop(self.request.vm, self.transaction.id)
+        self._tools.guards.let_go(self.request.vm, self.transaction.id)
         self._work.locks.release()
 
     async def resume(self, problem: Problem | None) -> None:

@@ -45,6 +45,7 @@ class Work:
     locks: HeldLocks
     nvram_dir: Path
     swtpm_dir: Path
+    image_dirs: list[Path]
     host_file_limit_bytes: int
     on_bytes: Callable[[str, int], None]
     captured: list[HostFile] = field(default_factory=list)
@@ -65,8 +66,7 @@ async def undo(step: Step, work: Work) -> None:
 @do.register
 async def _(step: CreateOverlay, work: Work) -> None:
     path = Path(step.path)
-    await qemu_img.create_overlay(path, Path(step.backing), step.backing_format, step.size_bytes)
-    await asyncio.to_thread(make_private, Path(step.like), path)
+    await qemu_img.create_overlay(path, Path(step.backing), step.backing_format, step.size_bytes, Path(step.like))
     await asyncio.to_thread(work.locks.take_image, step.target, path)
 
 
@@ -142,9 +142,16 @@ async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
 
 
 @undo.register
-async def _(step: SetAsideHostFile | SetAsideFrozen, work: Work) -> None:
+async def _(step: SetAsideHostFile, work: Work) -> None:
     del work
     await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
+
+
+@undo.register
+async def _(step: SetAsideFrozen, work: Work) -> None:
+    del work
+    if not await asyncio.to_thread(Path(step.path).exists):  # else it never went, whatever stands at the other name
+        await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
 
 
 @do.register
@@ -167,6 +174,7 @@ async def _(step: RebaseChild, work: Work) -> None:
             Path(step.backing) if step.backing else None,
             step.backing_format or "qcow2",
             lambda percent: work.on_bytes(step.name, int(step.allocated_bytes * percent / 100)),
+            within=work.image_dirs,
         )
         if held:
             await asyncio.to_thread(work.locks.take_image, step.target, child)
@@ -181,7 +189,10 @@ async def _(step: CommitChild, work: Work) -> None:
         work.locks.release_image(frozen)
         held = work.locks.release_image(child)
         await qemu_img.commit(
-            child, frozen, lambda percent: work.on_bytes(step.name, int(step.allocated_bytes * percent / 100))
+            child,
+            frozen,
+            lambda percent: work.on_bytes(step.name, int(step.allocated_bytes * percent / 100)),
+            within=work.image_dirs,
         )
         if held:
             await asyncio.to_thread(work.locks.take_image, step.target, child)
@@ -256,12 +267,6 @@ async def _switch_back(work: Work, sources: Mapping[str, tuple[str, str]]) -> No
 
 def _as_paths(sources: Mapping[str, tuple[str, str]]) -> dict[str, tuple[Path, Path]]:
     return {target: (Path(old), Path(new)) for target, (old, new) in sources.items()}
-
-
-def make_private(like: Path, path: Path) -> None:
-    """Give an overlay the owner and label of the file it covers, and nobody else any access (CVE-2025-13193)."""
-    files.copy_ownership(like, path)
-    path.chmod(0o600)
 
 
 def remove_image(path: Path) -> None:

@@ -35,6 +35,7 @@ class Tools:
             locks=locks,
             nvram_dir=self.limits.nvram_dir,
             swtpm_dir=self.limits.swtpm_dir,
+            image_dirs=self.limits.allowed_image_dirs,
             host_file_limit_bytes=self.limits.host_file_limit_bytes,
             on_bytes=on_bytes,
         )

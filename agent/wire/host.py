@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Literal
+from uuid import UUID
 
 from agent.wire.base import Answer
 
@@ -35,8 +36,18 @@ class Route(Answer, kw_only=True, frozen=True):
     gateway: str | None
 
 
+class Keeper(Answer, frozen=True):
+    """The controller that works with a host, by its own UUID, and since when."""
+
+    controller: UUID
+    since: datetime
+
+
 class HostFacts(Answer, kw_only=True, frozen=True):
-    """What an agent says of its host. ``hook`` is the state of the libvirt hook that guards starts."""
+    """What an agent says of its host. ``hook`` is the state of the libvirt hook that guards starts.
+
+    ``keeper``: no other controller may change anything there; null until one has.
+    """
 
     hostname: str
     machine_id: str
@@ -50,6 +61,7 @@ class HostFacts(Answer, kw_only=True, frozen=True):
     started_at: datetime
     boot_id: str
     route: Route | None = None
+    keeper: Keeper | None = None
 
     @classmethod
     def example(cls) -> "HostFacts":

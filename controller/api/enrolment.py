@@ -15,6 +15,7 @@ from controller.errors import (
     HostBusy,
     HostExists,
     HostIsAnother,
+    HostKept,
     HostNotFound,
     HostUnreachable,
     HostUrlTaken,
@@ -34,7 +35,7 @@ class EnrolmentRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        adding = (NameInvalid, HostExists, HostUrlTaken, HostUnreachable, AgentRefusedToken, AgentProblem)
+        adding = (NameInvalid, HostExists, HostUrlTaken, HostKept, HostUnreachable, AgentRefusedToken, AgentProblem)
         return [
             route("POST", "/v1/hosts", self.add, status=201, role="admin", answer_headers=(LOCATION,), errors=adding),
             route(

@@ -24,7 +24,7 @@ async def examine(db: Database, hosts: Hosts) -> list[Finding]:
     together = _together(seen, looks)
     now, own = utc_now(), version("coldframe")
     for one in looks:
-        found += host_checks.judge(one, own, now, together)
+        found += host_checks.judge(one, seen, own, now, together)
         found += chains.judge(one, seen)
         found += history.judge(one, seen)
     return list({(one.code, one.host, one.what): one for one in found}.values())

@@ -7,19 +7,26 @@ from agent.wire.finding import Finding
 from agent.wire.transaction import Transaction
 from agent.wire.upkeep import Leftover
 from controller.doctor.look import Look, Together
+from controller.store.survey import Records
 
 #: Prepare and commit take seconds. A merge may take hours and is not judged by the clock.
 HELD_UP_AFTER = timedelta(minutes=15)
 _LAPSED_AFTER = timedelta(minutes=1)
 
 
-def judge(look: Look, version: str, now: datetime, together: Together) -> list[Finding]:
+def judge(look: Look, records: Records, version: str, now: datetime, together: Together) -> list[Finding]:
     """Return what is wrong with one host, in the light of what all of them show."""
     if look.facts is None:
         reason = "; ".join(look.unanswered) or "no answer"
         repair = "See that coldframe-agent runs there and can be reached: systemctl status coldframe-agent"
         return [_finding(look, "host-unreachable", f"host {look.host} does not answer: {reason}", repair)]
-    checks = (_facts(look, version), _guards(look), _transactions(look, now), _leftovers(look, together))
+    checks = (
+        _facts(look, version),
+        _keeper(look, records),
+        _guards(look),
+        _transactions(look, now),
+        _leftovers(look, together),
+    )
     return [finding for check in checks for finding in check]
 
 
@@ -47,6 +54,18 @@ def _facts(look: Look, version: str) -> Iterator[Finding]:
         for problem in problems:
             what = f"VM {vm.name} cannot be worked with: {problem}"
             yield _finding(look, "vm-unreadable", what, "Mend what the reason names; see: virsh dumpxml", vm=vm.uuid)
+
+
+def _keeper(look: Look, records: Records) -> Iterator[Finding]:
+    keeper = None if look.facts is None else look.facts.keeper
+    if keeper is not None and keeper.controller != records.own:
+        what = f"controller {keeper.controller} works with host {look.host} since {keeper.since:%Y-%m-%d %H:%M:%S}"
+        what += f"; this one is {records.own}, and whatever it asks for there is refused"
+        repair = (
+            f"Remove the host here: coldframe host remove {look.host}. Where the other controller is gone or gives "
+        )
+        repair += "it up, remove it there and run on the host: coldframe-agent forget-controller"
+        yield _finding(look, "host-kept", what, repair)
 
 
 def _guards(look: Look) -> Iterator[Finding]:

@@ -8,7 +8,7 @@
     │   ├── OperationNotFound  TokenNotFound  RetentionPolicyNotFound
     │   └── ContentMissing           500  a record names bytes that are not there
     ├── Conflict                     409  nothing was changed
-    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostBusy  HostFilesStale  VmMayRun
+    │   ├── HostExists  HostUrlTaken  HostIsAnother  HostKept  HostBusy  HostFilesStale  VmMayRun
     │   ├── VmAmbiguous  VmConflict  VmNowhere  VmBusy  VmExists  VmDefined  VmKnown
     │   ├── ClonesFailed  DisksNotRemoved
     │   ├── SnapshotExists  SnapshotBusy  SnapshotProtected  SnapshotPartlyDeleted  FrozenFileHeld
@@ -53,6 +53,7 @@ from controller.errors.conflict import (
     HostExists,
     HostFilesStale,
     HostIsAnother,
+    HostKept,
     HostUrlTaken,
     IdempotencyConflict,
     OperationCancelled,
@@ -130,6 +131,7 @@ __all__ = [
     "HostFilesMissing",
     "HostFilesStale",
     "HostIsAnother",
+    "HostKept",
     "HostNotFound",
     "HostTimeout",
     "HostUnreachable",

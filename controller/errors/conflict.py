@@ -29,6 +29,17 @@ class HostIsAnother(Conflict):
     )
 
 
+class HostKept(Conflict):
+    """Another controller works with the host."""
+
+    code, message = (
+        "host-kept",
+        "Controller {controller} works with the host at {url} since {since}, and this one is {own}; nothing was "
+        "changed. Remove the host there; where that controller is gone or gives it up, run on the host: "
+        "coldframe-agent forget-controller",
+    )
+
+
 class HostFilesStale(Conflict):
     """The VM may have changed its host files since they were copied, on a host that cannot be asked."""
 

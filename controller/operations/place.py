@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from agent.client import AgentProblem
 from agent.web.errors import Error
@@ -35,6 +36,8 @@ from controller.operations.job import CONCLUDED, Job
 from controller.store import backup_files, clones, contents, host_files, operations, vms
 
 _PLACE, _DEPART = "place", "depart"
+#: What the VM's host files are on the new host, and when: before it could start there.
+_BROUGHT, _BROUGHT_AT = "brought", "brought at"
 
 
 class Wanted(Request, kw_only=True, frozen=True):
@@ -234,7 +237,9 @@ async def _bring(job: Job, load: Load, held: AsyncExitStack) -> None:
     await job.step("prepare")
     view = await transaction.prepare(job, job.id_for(_PLACE), request)
     await held.enter_async_context(transaction.leased(job, view.id))
-    await job.step("upload host files", {"kept_here": view.kept, "as_of": load.as_of, "asked": load.view is not None})
+    brought = {ref.type: ref.sha256 for ref in request.host_files}
+    facts = {"kept_here": view.kept, "as_of": load.as_of, "asked": load.view is not None}
+    await job.step("upload host files", {**facts, _BROUGHT: brought, _BROUGHT_AT: utc_now()})
     for ref in request.host_files:
         if ref.type not in view.kept:
             call = partial(job.client.upload, view.id, ref.type, load.data[ref.type], ref.sha256)
@@ -277,8 +282,8 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
             await transaction.commit(job.at(source), load.view)
             job.recorded(load.view.id)
         else:
-            if load is not None and load.view is not None:
-                await transaction.abort(job.at(source), load.view.id)
+            # Also of a run that died: what it prepared there would be in the way.
+            await transaction.abort(job.at(source), job.id_for(_DEPART))
             await _take_away(job, source, keep)
     except Error as err:
         remark = f"host {source} still defines it: {sync.reason_of(err)} Place it here again when that host answers"
@@ -287,23 +292,57 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
 
 
 async def _let_go(job: Job, others: list[str]) -> dict[str, Any]:
-    """The VM is here already: take it away from the other hosts that define it, keeping their host files."""
+    """The VM is here already: take it away from the other hosts that define it, keeping their host files.
+
+    The host is asked first: what is recorded of it may be old, and the last definition must not go. What several
+    others have is kept apart. Raises HostUnreachable, AgentProblem.
+    """
+    remarks: list[str] = []
     for host in others:
-        await job.step(f"take away from {host}")
-        await _take_away(job, host, [], keep_copies=True)
+        owner = job.uuid if host == others[0] else job.id_for(f"kept of {host}")
+        await transaction.reach(job, partial(job.client.vm, job.vm))
+        await _take_away(job, host, await _shared_with(job, host), keep_copies=owner)
+        remarks += [f"the host files of {host} are kept for owner {owner}"] if owner != job.uuid else []
     result: dict[str, Any] = {
         "vm": str(job.vm),
         "host": job.host,
         "from": ", ".join(others) or None,
         "kept_as": str(job.uuid) if others else None,
         "left_on": [],
-        "remarks": [],
+        "remarks": remarks,
     }
+    if not others:
+        await transaction.reach(job, partial(job.client.vm, job.vm))
     await _record(job, others, result)
     return result
 
 
-async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copies: bool = False) -> None:
+async def _shared_with(job: Job, host: str) -> list[HostFileType]:
+    """Return the host files that the other host must leave: those that this one may have on the same storage.
+
+    Shared are those with the same path and bytes. Of a VM that runs here the bytes say nothing, as it writes them.
+    """
+    key, there = f"take away from {host}", job.at(host)
+    known = job.recalled(key, list[HostFileType])
+    if known is None:
+        known = []
+        try:
+            theirs = await transaction.reach(there, partial(there.client.host_files, job.vm))
+        except AgentProblem as err:
+            if err.answer.code != "domain-not-found":
+                raise
+        else:
+            ours = await transaction.reach(job, partial(job.client.host_files, job.vm))
+            facts = await transaction.reach(job, partial(job.client.vm, job.vm))  # last: a start shows
+            at_rest = facts.state == "shut-off"
+            same = {(one.type, one.path, one.sha256 if at_rest else "") for one in ours.items}
+            known = [one.type for one in theirs.items if (one.type, one.path, one.sha256 if at_rest else "") in same]
+        await job.step(key, {key: known})
+    return known
+
+
+async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copies: UUID | None = None) -> None:
+    """Undefine it there. ``keep_copies``: the owner of backup files of what it has there."""
     there = job.at(host)
     request = DepartRequest(vm=job.vm, keep=keep, lease_s=job.patience.lease_s)
     try:
@@ -313,25 +352,32 @@ async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copi
             raise
         return  # gone already, by what an earlier run of this job committed
     async with transaction.leased(there, view.id):
-        if keep_copies and view.state == "prepared":
+        if keep_copies is not None and view.state == "prepared":
             held = await transaction.fetch(there, view)
-            await job.db.run(backup_files.replace, "external", job.uuid, held)
+            await job.db.run(backup_files.replace, "external", keep_copies, held)
         await transaction.commit(there, view)
     job.recorded(view.id)
 
 
 async def _record(job: Job, others: list[str], result: dict[str, Any]) -> None:
-    """Record that the VM is on the operation's host and no longer on ``others``, as that host shows it now."""
+    """Record that the VM is on the operation's host and no longer on ``others``, as that host shows it now.
+
+    Where it does not answer the VM is taken to be as it was when it left.
+    """
+    at: datetime | None = utc_now()
     try:
         facts = await transaction.reach(job, partial(job.client.vm, job.vm))
     except (AgentProblem, HostUnreachable) as err:
         result["remarks"].append(f"the VM's records could not be refreshed: {sync.reason_of(err)}")
-        facts = None
+        facts, at = await job.db.run(vms.last_facts, job.vm), None
+    brought = job.recalled(_BROUGHT, dict[HostFileType, str]) or {}
+    brought_at = job.recalled(_BROUGHT_AT, datetime) or utc_now()
+    taken_away = [one for one in others if one not in result["left_on"]]
 
     def record() -> None:
         with write():
-            if facts is not None:
-                vms.placed(job.vm, job.host, facts, others, utc_now())
+            vms.placed(job.vm, job.host, facts, others, at)
+            host_files.moved(job.vm, job.host, taken_away, brought, brought_at)
             operations.progress(job.uuid, memo={CONCLUDED: result})
 
     await job.db.run(record)

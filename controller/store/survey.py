@@ -8,7 +8,7 @@ from agent.wire import fleet
 from agent.wire.snapshot import Snapshot as WireSnapshot
 from controller.db import read
 from controller.models import Event, Operation, Snapshot, Vm
-from controller.store import hosts, snapshots, vms
+from controller.store import hosts, identity, snapshots, vms
 from controller.store.snapshots import GroupVolume
 
 _ALL = 1_000_000  # the pages of a list without an end
@@ -18,9 +18,11 @@ _ALL = 1_000_000  # the pages of a list without an end
 class Records:
     """What the controller knows. ``busy``: VMs with work under way, of which the records are about to change.
 
-    ``forgotten`` tells when a VM's records were last removed on request, as far as the event log goes back.
+    ``own`` is the controller's UUID. ``forgotten`` tells when a VM's records were last removed on request, as far as
+    the event log goes back.
     """
 
+    own: UUID
     hosts: list[fleet.Host]
     vms: dict[UUID, fleet.Vm]
     snapshots: dict[UUID, WireSnapshot]
@@ -49,6 +51,7 @@ def take() -> Records:
         open_vms = Operation.select(Operation.vm).where(*at_work)
         forgotten = Event.select(Event.vm, Event.at).where(Event.type == "vm.forgotten").order_by(Event.seq)
         return Records(
+            own=identity.own(),
             hosts=list(hosts.page(_ALL).items),
             vms={one.uuid: one for one in vms.page(_ALL).items},
             snapshots={one.uuid: one for one in snapshots.page(_ALL).items},

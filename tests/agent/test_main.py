@@ -66,7 +66,7 @@ def daemon(config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("coldframe-agent ")
-    for command in ("serve", "check", "show-config", "transactions", "release", "accept-blank"):
+    for command in ("serve", "check", "show-config", "transactions", "release", "accept-blank", "forget-controller"):
         assert command in run("--help").stdout
 
 
@@ -160,3 +160,14 @@ def test_operator_commands_work_on_the_state_of_a_dead_daemon(config: Path) -> N
     assert run("accept-blank", "test", "--config", config).returncode == 0
     assert (state_dir / "accept-blank" / str(VM)).exists()
     assert "A VM called nobody does not exist" in run("release", "nobody", "--config", config).stderr
+
+
+def test_forget_controller_lets_the_next_one_have_the_host(config: Path) -> None:
+    mark = config.parent / "state_dir" / "controller"
+    assert "no controller has worked" in run("forget-controller", "--config", config).stdout
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_text(f"controller={VM}\nsince=2026-11-02T09:30:00+00:00\n")
+    assert str(VM) in run("forget-controller", "--config", config, "--dry-run").stdout
+    assert mark.exists()
+    assert str(VM) in run("forget-controller", "--config", config).stdout
+    assert not mark.exists()

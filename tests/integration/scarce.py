@@ -1,8 +1,10 @@
-"""Transactions on file systems that fill up or turn read-only in the middle: ``python -m tests.integration.scarce``.
+"""Transactions on storage that fills up, turns read-only or fails: ``python -m tests.integration.scarce``.
 
 Run it in a mount namespace of its own. Each of the agent's places (its state, the images, NVRAM, TPM state) is a
-small tmpfs. For every point of a transaction one of them fails until the transaction has been tried; then it works
-again, the same agent goes on by itself, and the host is looked over. Prints one JSON line with what happened.
+small tmpfs. For every point of a transaction one of them fails until the transaction has been tried; or, with
+``--io-errors``, one write, sync, rename or removal does, and those after it too or not. Then all works again, the same
+agent goes on by itself, the host is looked over, and an agent that starts anew must find nothing to do. Prints one
+JSON line with how the transactions ended.
 """
 
 import argparse
@@ -11,17 +13,23 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+from uuid import UUID
 
 import msgspec
 
 from agent.transactions.manager import Manager
+from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.transaction import ENDED
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 from tests.agent.transactions.test_kill import Prepared, build, check, points_of
+from tests.integration.io_errors import Page
 
 PLACES = ("state", "images", "nvram", "swtpm")
 FAULTS = ("full", "read-only")
@@ -38,71 +46,113 @@ def mount(path: Path, *options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", path], check=True)
 
 
-@dataclass
-class Places:
-    """The file systems below one rig."""
-
-    root: Path
-
-    def make(self) -> None:
+@contextmanager
+def places(root: Path) -> Iterator[None]:
+    """Give each place a file system of its own."""
+    for place in PLACES:
+        (root / place).mkdir(parents=True)
+        mount(root / place, f"size={ROOM}", "mode=0700" if place == "state" else "mode=0755")
+    try:
+        yield
+    finally:
         for place in PLACES:
-            (self.root / place).mkdir(parents=True)
-            mount(self.root / place, f"size={ROOM}", "mode=0700" if place == "state" else "mode=0755")
+            subprocess.run(["umount", "-l", root / place], check=True)
 
-    def fail(self, place: str, fault: str) -> None:
-        if fault == "full":
-            stat = os.statvfs(self.root / place)
-            mount(self.root / place, "remount", f"size={(stat.f_blocks - stat.f_bfree) * stat.f_frsize}")
+
+class Fault(Protocol):
+    """What goes wrong; where it is, is the trial's affair."""
+
+    def begin(self, root: Path) -> None: ...
+
+    def end(self, root: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scarcity:
+    """One place is full or read-only."""
+
+    place: str
+    fault: str
+
+    def begin(self, root: Path) -> None:
+        path = root / self.place
+        if self.fault == "full":
+            stat = os.statvfs(path)
+            used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+            mount(path, "remount", f"size={max(used, 1)}")  # none at all would mean no limit
         else:  # laid over the place, since a file system with files open for writing cannot be made read-only
-            subprocess.run(["mount", "--bind", self.root / place, self.root / place], check=True)
-            subprocess.run(["mount", "-o", "remount,bind,ro", self.root / place], check=True)
+            subprocess.run(["mount", "--bind", path, path], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
 
-    def mend(self, place: str, fault: str) -> None:
-        if fault == "full":
-            mount(self.root / place, "remount", f"size={ROOM}")
+    def end(self, root: Path) -> None:
+        if self.fault == "full":
+            mount(root / self.place, "remount", f"size={ROOM}")
         else:
-            subprocess.run(["umount", "-l", self.root / place], check=True)
+            subprocess.run(["umount", "-l", root / self.place], check=True)
 
-    def take_away(self) -> None:
-        for place in PLACES:
-            subprocess.run(["umount", "-l", self.root / place], check=True)
+
+@dataclass(frozen=True)
+class IoError:
+    """Call number ``at`` fails with EIO, and the later ones too where it is ``lasting``."""
+
+    page: Page
+    at: int
+    lasting: bool
+
+    def begin(self, root: Path) -> None:
+        self.page.arm(root, self.at, lasting=self.lasting)
+
+    def end(self, root: Path) -> None:
+        del root
+        self.page.disarm()
+
+    def __str__(self) -> str:
+        return f"call {self.at}{' and later' if self.lasting else ''}: {self.page.failed}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One fault at one point of a transaction, on a host of its own."""
+    """One fault from one point of a transaction on, on a host of its own."""
 
-    places: Places
+    root: Path
     kind: str
     at: int
-    name: str
-    fault: tuple[str, str]
+    fault: Fault
 
     async def run(self) -> str:
         """Return how the transaction ended; whatever it is, the host must be in one state or the other."""
-        self.places.make()
-        try:
-            rig, prepared = await build(self.places.root, self.kind)
-            old, before = rig.contents(), rig.files()
-            outcome = await self.attempt(rig, prepared)
-            check(rig, self.kind, f"{self.fault} {self.name}", old, before)
-            if outcome != "committed" and self.kind != "revert":  # a revert's request is of the state before it
-                await self.again(rig, prepared)
-            return outcome
-        finally:
-            self.places.take_away()
+        with places(self.root):
+            rig, prepared = await build(self.root, self.kind)
+            return await self._judged(rig, prepared)
 
-    async def attempt(self, rig: Rig, prepared: Prepared) -> str:
-        """Let the fault begin at its point, and end when the transaction has been tried."""
+    async def _judged(self, rig: Rig, prepared: Prepared) -> str:
+        old, before = rig.contents(), rig.files()
+        earlier = endings(await started(rig))
+        outcome, manager = await self._attempt(rig, prepared)
+        check(rig, self.kind, f"{self.at} {self.fault}", old, before)
+        check_expected(rig)
+        ended = endings(manager)
+        anew = endings(await started(rig))
+        # What could neither be begun nor taken out of the journal again is undone by who finds it there.
+        told = [end for end in anew if end in ended or end[2] != "agent-restarted"]
+        assert told == ended, f"{self.at} {self.fault}: {ended} became {anew}"
+        check(rig, self.kind, f"{self.at} {self.fault}, started anew", old, before)
+        done = [end[1:] for end in ended if end not in earlier] == [("committed", None)]
+        if not done and self.kind != "revert":  # a revert's request is of the state before it
+            await again(rig, self.kind, prepared)
+        return outcome
+
+    async def _attempt(self, rig: Rig, prepared: Prepared) -> tuple[str, Manager]:
+        """Let the fault begin at its point, and end when the transaction has been tried; return what was told."""
         heard = 0
 
         def checkpoint(_name: str) -> None:
             nonlocal heard
             if heard == self.at:
-                self.places.fail(*self.fault)
+                self.fault.begin(self.root)
             heard += 1
 
-        manager = rig.manager(checkpoint)
+        manager = await started(rig, checkpoint)
         outcome = "committed"
         try:
             await asyncio.wait_for(story.run(manager, self.kind, *prepared), PATIENCE_S)
@@ -110,16 +160,21 @@ class Trial:
             outcome = err.code
         except TimeoutError:  # a deletion goes on by itself, and waits
             outcome = "waited"
-        self.places.mend(*self.fault)
+        self.fault.end(self.root)
         await settle(manager)
-        return outcome
+        return outcome, manager
 
-    async def again(self, rig: Rig, prepared: Prepared) -> None:
-        """What failed can simply be tried again, and then works."""
-        manager = rig.manager()
-        await story.run(manager, self.kind, *prepared)
-        assert [(item.state, item.error) for item in manager.all()] == [("committed", None)]
-        assert rig.guards.get(VM) is None
+
+async def started(rig: Rig, checkpoint: Checkpoint = no_checkpoint) -> Manager:
+    """Start an agent's heart, which reads the journal."""
+    manager = rig.manager(checkpoint)
+    await manager.recover()
+    return manager
+
+
+def endings(manager: Manager) -> list[tuple[UUID, str, str | None]]:
+    """Say how each transaction ended, with the code of its error."""
+    return [(item.id, item.state, None if item.error is None else item.error.code) for item in manager.all()]
 
 
 async def settle(manager: Manager) -> None:
@@ -128,20 +183,51 @@ async def settle(manager: Manager) -> None:
         if item.state == "prepared":
             await manager.abort(item.id)  # as the controller does when commit is refused
     for _ in range(LOOKS):
+        while any(manager.running(item.id).lock.locked() for item in manager.all()):
+            await asyncio.sleep(0.01)  # a deletion is still at it
         await manager.tick()
     assert [item for item in manager.all() if item.state not in ENDED] == []
 
 
-async def every(root: Path, kind: str, faults: list[tuple[str, str]], step: int) -> Counter[str]:
-    """Try each fault at every ``step``-th point."""
-    found: Counter[str] = Counter()
+async def again(rig: Rig, kind: str, prepared: Prepared) -> None:
+    """What failed can simply be tried again, and then works."""
+    manager = rig.manager()
+    await story.run(manager, kind, *prepared)
+    (item,) = manager.all()
+    assert item.error is None or kind == "export"  # which ends by being let go
+    assert rig.guards.get(VM) is None
+
+
+def check_expected(rig: Rig) -> None:
+    """Hold that the hook knows of the host files of each domain that was defined (guarantee 3)."""
+    made = [path.stem for path in rig.hypervisor.directory.glob("*.xml") if path.stem != str(VM)]
+    assert [vm for vm in made if not (rig.state_dir / "expected" / vm).exists()] == []
+
+
+async def scarcities(root: Path, kind: str, step: int) -> AsyncIterator[Trial]:
+    """Yield every ``step``-th pair of a point and a fault."""
     points = await points_of(root / "points", kind)
-    for number, name in list(enumerate(points))[::step]:
-        if name.startswith("after") and number + 1 < len(points):
-            continue  # the same moment as before the next one
-        for fault in faults:
-            places = Places(root / f"{number}-{'-'.join(fault)}")
-            found[await Trial(places, kind, number, name, fault).run()] += 1
+    # Right after a point is the same moment as right before the next one.
+    told = [n for n, name in enumerate(points) if name.startswith("before") or n + 1 == len(points)]
+    pairs = [(n, Scarcity(place, fault)) for n in told for place in PLACES for fault in FAULTS]
+    for n, fault in pairs[::step]:
+        yield Trial(root / f"{n}-{fault.place}-{fault.fault}", kind, n, fault)
+
+
+async def io_errors(root: Path, kind: str, step: int) -> AsyncIterator[Trial]:
+    """Yield every ``step``-th call, failing alone and with all later ones in turn."""
+    page = Page.found()
+    rig, prepared = await build(root / "counted", kind)
+    page.arm(rig.root, -1, lasting=False)
+    await story.run(rig.manager(), kind, *prepared)
+    for n in range(0, 2 * page.disarm(), step):
+        yield Trial(root / str(n), kind, 0, IoError(page, n // 2, bool(n % 2)))
+
+
+async def tried(trials: AsyncIterator[Trial]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    async for trial in trials:
+        found[await trial.run()] += 1
     return found
 
 
@@ -150,9 +236,10 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("kind")
     parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--io-errors", action="store_true")
     args = parser.parse_args()
-    faults = [(place, fault) for place in PLACES for fault in FAULTS]
-    found = asyncio.run(every(args.root, args.kind, faults, args.step))
+    trials = io_errors if args.io_errors else scarcities
+    found = asyncio.run(tried(trials(args.root, args.kind, args.step)))
     sys.stdout.write(msgspec.json.encode(dict(found)).decode())
 
 

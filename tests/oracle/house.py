@@ -44,10 +44,10 @@ _SLEEP_S = 0.005
 
 
 class House:
-    """One host and its controller, below one directory."""
+    """One host and its controller, below one directory; with ``alone`` the host without a controller."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, alone: bool = False) -> None:
+        self.root, self.alone = root, alone
         self.images, self.nvram_dir, self.swtpm_dir = root / "images", root / "nvram", root / "swtpm"
         self.state_dir = root / "state"
         self.hypervisor = FakeHypervisor()
@@ -68,8 +68,13 @@ class House:
             directory.mkdir(parents=True)
         shutil.copy(HOOK, self.config.hook_file)
         await self._open()
-        await self.registry.add(AddHost(name=HOST, url=f"unix://{self.config.socket}", agent_token=SECRET))
+        if not self.alone:
+            await self.registry.add(self.enrolment())
         return self
+
+    def enrolment(self) -> AddHost:
+        """Say how a controller reaches the agent."""
+        return AddHost(name=HOST, url=f"unix://{self.config.socket}", agent_token=SECRET)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
@@ -84,7 +89,8 @@ class House:
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
             await self._open_agent(parts)
-            await self._open_controller(parts)
+            if not self.alone:
+                await self._open_controller(parts)
             self._parts = parts.pop_all()
 
     async def _open_agent(self, parts: AsyncExitStack) -> None:

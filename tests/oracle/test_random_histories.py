@@ -27,6 +27,7 @@ def histories(count: int, number: int) -> list[int]:
 
 
 @pytest.mark.case("D3")
+@pytest.mark.case("F7")
 def test_random_histories_lose_nothing_and_leave_nothing() -> None:
     found = histories(2, number=3)
     assert len([steps for steps in found if steps >= STEPS]) >= 2, found

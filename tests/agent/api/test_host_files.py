@@ -8,6 +8,7 @@ import pytest
 
 from agent.client import AgentProblem
 from tests.agent.api.conftest import VM, Host, Serving
+from tests.agent.host.tar import archive, member
 from tests.agent.transactions.rig import nvram, permall
 
 PATH = f"/v1/vms/{VM}/host-files/nvram"
@@ -136,8 +137,47 @@ async def test_an_unknown_type_or_domain_is_named(serving: Serving) -> None:
     assert caught.value.answer.code == "domain-not-found"
 
 
+def spoiled(*members: bytes) -> bytes:
+    """Make an archive that holds a sound state and something besides."""
+    return archive(member("tpm2/tpm2-00.permall", permall(b"B")), *members)
+
+
 @pytest.mark.case("X7")
-@pytest.mark.parametrize("data", [b"", b"\0" * 1024, b"not a tar", nvram(b"A")])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 1024,
+        b"not a tar",
+        nvram(b"A"),
+        spoiled(member("/etc/passwd", b"x")),
+        spoiled(member("tpm2/../../../x", b"x")),
+        spoiled(member("tpm2/link", b"", b"2", link=b"/etc/shadow")),
+        spoiled(member("tpm2/link", b"", b"1", link=b"/etc/shadow")),
+        spoiled(member("tpm2/device", b"", b"3")),
+        spoiled(member("tpm2/pipe", b"", b"6")),
+        spoiled(member("tpm2/tpm2-00.permall", permall(b"C"))),
+        spoiled(member("tpm2/bomb", b"", size=b"77777777777\0")),
+        spoiled(*(member(f"tpm2/{number}") for number in range(100))),
+        archive(member("tpm2/tpm2-00.permall", permall(b"B")[:-1])),
+    ],
+    ids=[
+        "nothing",
+        "only an end",
+        "text",
+        "nvram",
+        "absolute",
+        "upwards",
+        "symbolic link",
+        "hard link",
+        "device",
+        "pipe",
+        "twice",
+        "a size that lies",
+        "a crowd",
+        "a state cut short",
+    ],
+)
 async def test_a_hostile_tpm_archive_leaves_the_old_state(host: Host, serving: Serving, data: bytes) -> None:
     with pytest.raises(AgentProblem) as caught:
         await serving.client.write_host_file(VM, "tpm", data)

@@ -1,6 +1,7 @@
 """Chains of real images, and what an enemy could make of them."""
 
 import os
+import stat
 import struct
 import subprocess
 from pathlib import Path
@@ -249,13 +250,20 @@ def test_an_encrypted_image_is_refused(pool: Path) -> None:
 
 
 @pytest.mark.case("S11")
-@pytest.mark.parametrize("kind", ["directory", "pipe", "raw"])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "device", "sparse", "raw"])
 def test_what_is_not_a_qcow2_file_is_refused_without_blocking(pool: Path, kind: str) -> None:
     top = pool / "top"
     if kind == "directory":
         top.mkdir()
     elif kind == "pipe":
         os.mkfifo(top)
+    elif kind == "socket":
+        os.mknod(top, stat.S_IFSOCK | 0o600)
+    elif kind == "device":
+        os.mknod(top, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+    elif kind == "sparse":
+        top.touch()
+        os.truncate(top, 8 << 40)
     else:
         top.write_bytes(bytes(4096))
     with pytest.raises(ImageRefused, match=r"cannot be opened|not a qcow2"):

@@ -12,10 +12,17 @@ import pytest
 
 from agent.errors import ToolFailed, ToolTimeout
 from agent.host import process
+from agent.host.confine import Bounds
 
 
-async def shell(script: str, timeout_s: float = 20, **options: int) -> process.Completed:
-    return await process.run(["sh", "-c", script], timeout_s, **options)
+async def shell(
+    script: str,
+    timeout_s: float = 20,
+    umask: int = 0o077,
+    output_limit_bytes: int = process.OUTPUT_LIMIT_BYTES,
+    bounds: Bounds | None = None,
+) -> process.Completed:
+    return await process.run(["sh", "-c", script], timeout_s, umask, output_limit_bytes, bounds)
 
 
 def alive(pid: int) -> bool:
@@ -56,7 +63,7 @@ async def test_output_and_exit_status_come_back_and_nothing_is_raised() -> None:
     done = await shell("echo out; echo 'two\n lines' >&2; exit 3")
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"two\n lines\n", 3)
     assert done.error_text == "two lines"
-    assert (await shell("kill -9 $$")).error_text == "exit status -9"
+    assert (await shell("kill -9 $$")).error_text == "ended by SIGKILL"
 
 
 @pytest.mark.case("X8")

@@ -68,15 +68,15 @@ async def test_every_subcommand_works_on_odd_names(tmp_path: Path, name: str) ->
     top = await overlay(tmp_path / "tops" / name, base)
     io(top, "write -P 7 0 64k")
     assert [image.path for image in images.read_chain("vda", top, "qcow2", [tmp_path], 9)] == [str(top), str(base)]
-    await qemu_img.commit(top, base)
-    assert await qemu_img.compare(top, "qcow2", base, "qcow2")
-    await qemu_img.rebase(top, None)
-    await qemu_img.rebase(top, base)
-    assert (await qemu_img.check(top)).errors == 0
-    assert (await qemu_img.measure(top)).required_bytes > 0
+    await qemu_img.commit(top, base, within=[tmp_path])
+    assert await qemu_img.compare(top, "qcow2", base, "qcow2", within=[tmp_path])
+    await qemu_img.rebase(top, None, within=[tmp_path])
+    await qemu_img.rebase(top, base, within=[tmp_path])
+    assert (await qemu_img.check(top, within=[tmp_path])).errors == 0
+    assert (await qemu_img.measure(top, within=[tmp_path])).required_bytes > 0
     copy = tmp_path / "tops" / ("copy" + name)[:255]
-    await qemu_img.convert(top, "qcow2", copy)
-    assert await qemu_img.compare(copy, "qcow2", base, "qcow2")
+    await qemu_img.convert(top, "qcow2", copy, within=[tmp_path])
+    assert await qemu_img.compare(copy, "qcow2", base, "qcow2", within=[tmp_path])
     assert len(entries(tmp_path, "**/*")) == 4
 
 
@@ -94,7 +94,7 @@ async def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
         await overlay(tmp_path / "top", base)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(QemuImgFailed, match="the file exists"):
-        await qemu_img.convert(base, "qcow2", tmp_path / "link")
+        await qemu_img.convert(base, "qcow2", tmp_path / "link", within=[tmp_path])
     assert (tmp_path / "top").read_bytes() == b"precious"
     assert not (tmp_path / "elsewhere").exists()
 
@@ -119,7 +119,7 @@ async def test_a_refused_overlay_leaves_nothing(
 
 async def test_a_relative_name_never_reaches_qemu_img(tmp_path: Path) -> None:
     with pytest.raises(QemuImgFailed, match="not an absolute path"):
-        await qemu_img.check(Path("nbd:x"))
+        await qemu_img.check(Path("nbd:x"), within=[tmp_path])
     with pytest.raises(StorageFailed, match="creating"):
         await overlay(tmp_path / "no" / "such", tmp_path / "base")
 
@@ -151,7 +151,7 @@ directory = Path({str(small)!r})
 source = directory.parent / "source"
 for work in [
     qemu_img.create_overlay(directory / "top", source, "raw", 100 << 30),
-    qemu_img.convert(source, "raw", directory / "copy"),
+    qemu_img.convert(source, "raw", directory / "copy", within=[directory, source.parent]),
 ]:
     try:
         asyncio.run(work)
@@ -172,16 +172,16 @@ async def test_commit_and_rebase_keep_what_the_guest_reads_and_tell_how_far_they
     io(middle, "write -P 2 0 16M")
     top = await overlay(tmp_path / "top", middle, 32 * MIB)
     io(top, "write -P 3 0 8M")
-    await qemu_img.convert(top, "qcow2", tmp_path / "expected")
+    await qemu_img.convert(top, "qcow2", tmp_path / "expected", within=[tmp_path])
     seen: list[float] = []
-    await qemu_img.rebase(top, base, "qcow2", seen.append)
+    await qemu_img.rebase(top, base, "qcow2", seen.append, within=[tmp_path])
     assert read_header(top).backing == str(base)
-    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2")
+    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2", within=[tmp_path])
     assert (seen[0], seen[-1], len(seen) > 5) == (0.0, 100.0, True)
     seen.clear()
-    await qemu_img.commit(top, base, seen.append)
-    assert await qemu_img.compare(base, "qcow2", tmp_path / "expected", "qcow2")
-    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2")
+    await qemu_img.commit(top, base, seen.append, within=[tmp_path])
+    assert await qemu_img.compare(base, "qcow2", tmp_path / "expected", "qcow2", within=[tmp_path])
+    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2", within=[tmp_path])
     assert seen == sorted(seen)
     assert seen[-1] == 100.0
 
@@ -191,9 +191,9 @@ async def test_an_image_that_we_hold_is_not_written_to(tmp_path: Path) -> None:
     top = await overlay(tmp_path / "top", base)
     with ImageLock.take("vda", top):
         with pytest.raises(QemuImgFailed, match=r'rebase failed on .*Failed to get "write" lock'):
-            await qemu_img.rebase(top, None)
+            await qemu_img.rebase(top, None, within=[tmp_path])
         with pytest.raises(QemuImgFailed, match="commit failed"):
-            await qemu_img.commit(top, base)
+            await qemu_img.commit(top, base, within=[tmp_path])
     assert read_header(top).backing == str(base)
 
 
@@ -201,18 +201,32 @@ async def test_a_cancelled_rebase_leaves_an_image_that_reads_the_same(tmp_path: 
     base = make(tmp_path / "base", 64 * MIB)
     io(base, "write -P 1 0 64M")
     top = await overlay(tmp_path / "top", base, 64 * MIB)
-    await qemu_img.convert(top, "qcow2", tmp_path / "expected")
+    await qemu_img.convert(top, "qcow2", tmp_path / "expected", within=[tmp_path])
     begun: asyncio.Queue[float] = asyncio.Queue()
-    work = asyncio.create_task(qemu_img.rebase(top, None, on_percent=begun.put_nowait))
+    work = asyncio.create_task(qemu_img.rebase(top, None, on_percent=begun.put_nowait, within=[tmp_path]))
     while await begun.get() < 5:
         pass
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2")
-    await qemu_img.rebase(top, None)
+    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2", within=[tmp_path])
+    await qemu_img.rebase(top, None, within=[tmp_path])
     assert read_header(top).backing is None
-    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2")
+    assert await qemu_img.compare(top, "qcow2", tmp_path / "expected", "qcow2", within=[tmp_path])
+
+
+async def test_a_rebase_that_ends_when_the_name_has_changed_has_lost_nothing(tmp_path: Path) -> None:
+    base = make(tmp_path / "base", 32 * MIB)
+    io(base, "write -P 1 0 32M")
+    for _ in range(3):
+        top = await overlay(tmp_path / "top", base, 32 * MIB)
+        work = asyncio.create_task(qemu_img.rebase(top, None, within=[tmp_path]))
+        while read_header(top).backing is not None:
+            await asyncio.sleep(0)
+        work.cancel()  # QEMU has still to write what is in its cache, and to wait until that is on the disk
+        await asyncio.wait([work])
+        assert await qemu_img.compare(top, "qcow2", base, "qcow2", within=[tmp_path])
+        top.unlink()
 
 
 async def test_a_damaged_image_is_a_result_of_check_and_a_missing_one_an_error(tmp_path: Path) -> None:
@@ -221,19 +235,21 @@ async def test_a_damaged_image_is_a_result_of_check_and_a_missing_one_an_error(t
     with path.open("r+b") as file:
         file.seek(0x20000)  # the first refcount block: nothing is counted any more
         file.write(bytes(64))
-    found = await qemu_img.check(path)
+    found = await qemu_img.check(path, within=[tmp_path])
     assert found.errors > 0
     with pytest.raises(QemuImgFailed, match="check failed"):
-        await qemu_img.check(tmp_path / "absent")
-    assert (await qemu_img.check(make(tmp_path / "sound"))) == qemu_img.CheckResult(errors=0, leaked_clusters=0)
+        await qemu_img.check(tmp_path / "absent", within=[tmp_path])
+    assert (await qemu_img.check(make(tmp_path / "sound"), within=[tmp_path])) == qemu_img.CheckResult(
+        errors=0, leaked_clusters=0
+    )
 
 
 async def test_different_images_are_told_apart(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a"), make(tmp_path / "b")
     io(b, "write -P 9 1M 64k")
-    assert not await qemu_img.compare(a, "qcow2", b, "qcow2")
+    assert not await qemu_img.compare(a, "qcow2", b, "qcow2", within=[tmp_path])
     with pytest.raises(QemuImgFailed, match="compare failed"):
-        await qemu_img.compare(a, "qcow2", tmp_path / "absent", "qcow2")
+        await qemu_img.compare(a, "qcow2", tmp_path / "absent", "qcow2", within=[tmp_path])
 
 
 async def test_a_copy_is_whole_private_and_leaves_nothing_on_failure(tmp_path: Path) -> None:
@@ -241,10 +257,10 @@ async def test_a_copy_is_whole_private_and_leaves_nothing_on_failure(tmp_path: P
     io(base, "write -P 5 0 1M")
     top = await overlay(tmp_path / "top", base)
     copy = tmp_path / "copy.raw"
-    await qemu_img.convert(top, "qcow2", copy, "raw")
+    await qemu_img.convert(top, "qcow2", copy, "raw", within=[tmp_path])
     assert copy.read_bytes() == b"\5" * MIB + bytes(3 * MIB)
     assert copy.stat().st_mode & 0o7777 == 0o600
-    assert (await qemu_img.measure(top)).required_bytes >= MIB
+    assert (await qemu_img.measure(top, within=[tmp_path])).required_bytes >= MIB
     with pytest.raises(QemuImgFailed, match="convert failed"):
-        await qemu_img.convert(tmp_path / "absent", "qcow2", tmp_path / "none")
+        await qemu_img.convert(tmp_path / "absent", "qcow2", tmp_path / "none", within=[tmp_path])
     assert not (tmp_path / "none").exists()

@@ -182,8 +182,8 @@ async def test_clone_that_fails_leaves_nothing_behind(
     else:
         real = qemu_img.convert
 
-        async def fail_late(source: Path, source_format: str, target: Path, *more: object) -> None:
-            await real(source, source_format, target)
+        async def fail_late(source: Path, source_format: str, target: Path, *more: object, **how: object) -> None:
+            await real(source, source_format, target, within=[rig.images])
             raise StorageFailed(action="writing", path=str(target), reason="Input/output error")
 
         monkeypatch.setattr(qemu_img, "convert", fail_late)  # the disk's answer is what is played here
@@ -212,7 +212,9 @@ async def test_long_copy_is_answered_early_shows_bytes_and_can_be_broken_off(
     taken, host_files = await story.snapshot(manager)
     before, begun = rig.files(), asyncio.Event()
 
-    async def never_end(source: Path, source_format: str, target: Path, target_format: str, hear: object) -> None:
+    async def never_end(
+        source: Path, source_format: str, target: Path, target_format: str, hear: object, **how: object
+    ) -> None:
         assert callable(hear)
         hear(50.0)
         begun.set()

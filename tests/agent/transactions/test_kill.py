@@ -124,7 +124,8 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
         return
     added = {path for path in rig.files() - before if path.startswith("images/")}
     own = {"nvram/win11_VARS.fd", f"swtpm/{VM}/tpm2/tpm2-00.permall"}  # put back where they were lost
-    assert not [path for path in rig.files() - before - own if not path.startswith("images/")], point
+    strays = [path for path in rig.files() - before - own if not path.startswith("images/")]
+    assert not strays, f"{point}: {strays}"
     assert not [path for path in rig.files() if ".coldframe-" in path], point
     if kind == "revert":
         switched = len(added) == len(rig.targets)

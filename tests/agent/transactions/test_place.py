@@ -144,6 +144,17 @@ async def test_what_the_new_host_lacks_is_refused_by_name_and_nothing_is_left(ri
     assert rig.nvram.read_bytes() == b"left by another"
 
 
+async def test_what_was_left_when_the_domain_went_makes_room_when_it_comes_back(rig: Rig) -> None:
+    request, files = await held(rig.manager())
+    before = rig.files()
+    await story.depart(rig.manager(), keep=["nvram", "tpm"])
+    newer = files["nvram"][:-1] + b"!"
+    refs = [story.ref_of("nvram", newer), *(ref for ref in request.host_files if ref.type == "tpm")]
+    placed = await story.place(rig.manager(), changed(request, host_files=refs), {**files, "nvram": newer})
+    assert (placed.state, placed.kept, rig.nvram.read_bytes()) == ("committed", ["tpm"], newer)
+    assert rig.files() == before | KEPT
+
+
 @pytest.mark.parametrize("taken", ["uuid", "name"])
 async def test_a_domain_that_is_here_already_is_not_touched(rig: Rig, taken: str) -> None:
     request, files = await held(rig.manager())

@@ -1,6 +1,7 @@
 """Exports and imports through both daemons' HTTP, on real images and a real journal; libvirt is played."""
 
 import asyncio
+import json
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -187,6 +188,24 @@ async def test_hostile_archive_leaves_neither_files_nor_records(house: House, ha
     assert (await house.db.run(snapshots.page, 10)).items == known
     assert await house.db.run(invariants.orphans) == []
     assert (await (await house.import_(archive)).json())["state"] == "succeeded"
+
+
+@pytest.mark.case("X7")
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("vm", {"name": "../x"}), ("snapshot", {"name": "a\nb"}), ("snapshot", {"labels": {"\0": ""}})],
+)
+async def test_an_archive_may_call_nothing_what_a_caller_may_not(
+    house: House, where: str, value: dict[str, Any]
+) -> None:
+    (info, data), *others = forge.members(await house.export(await house.snapshot()))
+    told = json.loads(data)
+    told[where].update(value)
+    forged = json.dumps(told).encode()
+    info.size = len(forged)
+    before = house.rig.files()
+    assert await house.failed(forge.put_together([(info, forged), *others]), "") == "name-invalid"
+    assert house.rig.files() == before
 
 
 async def test_a_dry_run_reads_the_whole_archive_and_changes_nothing(house: House) -> None:

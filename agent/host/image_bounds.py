@@ -1,0 +1,92 @@
+"""Which files a ``qemu-img`` may open: the chains that it was given as they are now, and nothing that they name later.
+
+A header is read twice, by us and then by QEMU, and whoever owns the directory can change it in between, or put a link
+where the file was. So every file of the chains is opened here, found to lie in an allowed directory by where the open
+descriptor is, and handed on as a rule about that file: QEMU meets *Permission denied* on any other.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from agent.host import dependents, qcow2
+from agent.host.confine import Bounds
+
+#: qemu-img itself with its threads took 0.3 GiB of address space; ``check`` keeps 2 bytes for each cluster of the file.
+_MEMORY_BYTES = 1 << 30
+_MEMORY_PER_IMAGE_BYTES = 64 << 20  # its tables and a cache of at most 32 MiB (docs/qcow2-cache.txt in QEMU)
+_ROOM_BYTES = 64 << 20
+_MOST = 1 << 62
+
+
+class ImageOutsideError(Exception):
+    """A file that a command would open may not be; ``reason`` tells which and why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@contextlib.contextmanager
+def opened(
+    within: Sequence[Path], chains: Sequence[Path], *, writable: Sequence[Path | int] = (), file_bytes: int = 0
+) -> Iterator[Bounds]:
+    """Open the files of the chains that begin at ``chains``, and ``writable`` (a path or a descriptor) to be changed.
+
+    Raises ImageOutsideError where one lies outside the directories ``within`` or is no regular file. What is not
+    there is left for the command to say.
+    """
+    allowed = [Path(os.path.realpath(directory)) for directory in within]
+    read = list(dict.fromkeys(image for top in chains for image in dependents.chain_of(top)))
+    with contextlib.ExitStack() as stack:
+        readable = [_enter(stack, path, allowed) for path in read]
+        written = [one if isinstance(one, int) else _enter(stack, one, allowed) for one in writable]
+        yield Bounds(
+            readable=[one for one in readable if one is not None],
+            writable=[one for one in written if one is not None],
+            memory_bytes=_MEMORY_BYTES + _MEMORY_PER_IMAGE_BYTES * (len(read) + len(written)),
+            file_bytes=file_bytes,
+        )
+
+
+def _enter(stack: contextlib.ExitStack, path: Path, allowed: list[Path]) -> int | None:
+    try:
+        descriptor = os.open(os.path.realpath(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise ImageOutsideError(f"{path} cannot be opened: {err.strerror}") from err
+    stack.callback(os.close, descriptor)
+    found = Path(f"/proc/self/fd/{descriptor}").readlink()
+    if not any(found.is_relative_to(directory) for directory in allowed):
+        raise ImageOutsideError(f"{path}, which is {found}, lies outside the allowed image directories")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise ImageOutsideError(f"{path} is not a regular file")
+    return descriptor
+
+
+def grown_bytes(disk: Path, *present: Path) -> int:
+    """Return the largest size that a file can take in which all that ``disk`` shows is written over ``present``.
+
+    Metadata takes below an eighth even with clusters of 512 bytes and refcounts of 64 bits.
+    """
+    virtual = max(_virtual_bytes(path) for path in (disk, *present))
+    return min(_MOST, virtual + virtual // 8 + _ROOM_BYTES + sum(_size_bytes(path) for path in present))
+
+
+def _virtual_bytes(path: Path) -> int:
+    try:
+        return qcow2.read_header(path).virtual_size_bytes
+    except qcow2.Qcow2Error:
+        return _size_bytes(path)
+    except OSError:
+        return 0  # the command says so
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0
