@@ -97,9 +97,13 @@ def record(host: str, path: str, outcome: VolumeOutcome) -> None:
 def rewritten(row: VolumeSnapshot, fingerprints: Mapping[str, str]) -> None:
     """Record that these files (new fingerprint by path) stand on what a file stands on. For the store only."""
     for path, fingerprint in fingerprints.items():
-        VolumeSnapshot.update(fingerprint=fingerprint, backing=row.backing).where(
-            VolumeSnapshot.host == row.host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged
-        ).execute()
+        left(row.host, path, fingerprint, row.backing)
+
+
+def left(host: str, path: str, fingerprint: str, backing: str | None) -> None:
+    """Record how a frozen file was left by what moved it to another backing file. For the store and for repairs."""
+    own = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged)
+    VolumeSnapshot.update(fingerprint=fingerprint, backing=backing).where(*own).execute()
 
 
 def reparent(row: VolumeSnapshot, backing: str | None) -> None:
