@@ -71,6 +71,9 @@ class PlaceSurveyor:
         domain = parse(request.domain_xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if (domain.uuid, domain.name) != (request.vm, request.name):
             raise DomainNameRefused(name=request.name, reason="the definition is another domain's")
+        if domain.tpm_secret is not None and not await self.work.hypervisor.has_secret(domain.tpm_secret):
+            reason = "its TPM state is encrypted with it, and could not be read"
+            raise HostUnsuitable(name=domain.name, what=f"the libvirt secret {domain.tpm_secret}", reason=reason)
         plan, disks = await asyncio.to_thread(self._look, domain)
         await asyncio.to_thread(require_free_names, plan)
         expected = [ref.type for ref in request.host_files]

@@ -25,6 +25,8 @@ from controller.store.paging import Slice, after_position, filtered, page_of
 
 #: In the memo of an operation that was parked: how often.
 TRIES = "tries"
+#: What seems to be parked for longer was parked before the clock was set back.
+_PARKED_MAX = timedelta(hours=1)
 #: Their host is the caller's choice, or that of the files; all others are done where their VM is.
 _HOST_CHOSEN = frozenset({"vm-place", "snapshot-import", "snapshot-export"})
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
@@ -155,7 +157,8 @@ def _host_now(row: Operation) -> str | None:
 def _may_be_tried(row: Operation) -> bool:
     """Tell whether a parked operation's VM is off by now, and a moment has passed since the last try."""
     off = Vm.get_or_none(Vm.uuid == row.vm, Vm.state == "shut-off")
-    return off is not None and row.parked_until is not None and row.parked_until <= utc_now()
+    left = (row.parked_until or utc_now()) - utc_now()
+    return off is not None and not timedelta(0) < left <= _PARKED_MAX
 
 
 def park(uuid: UUID, again_s: float) -> wire.Operation:

@@ -11,7 +11,7 @@ import pytest
 from agent.wire.base import utc_now
 from agent.wire.transaction import DepartRequest
 from agent.wire.vm import VmState
-from controller.operations import restore_host_files, snapshot_create, snapshot_delete
+from controller.operations import place, restore_host_files, snapshot_create, snapshot_delete
 from controller.store import host_files, operations, snapshots, vms, volumes
 from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import OTHER, Two, code, two
@@ -157,3 +157,26 @@ async def test_a_vm_of_the_same_paths_on_other_disks_takes_no_frozen_files_along
     one.other.files = {path: FakeFile(backing=None) for path in copy.tops.values()}
     await one.look()
     assert {volume.host for volume in (await one.db.run(snapshots.get, snapshot)).volumes} == {HOST}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_clone_that_never_started_moves_with_its_seed(one: Two, lost: bool) -> None:
+    made = await one.clone(await one.snapshot(), "fresh")
+    uuid = UUID(made.result["clones"][0]["vm"])
+    one.agent.dead = lost
+    if not lost:
+        one.agent.vms[uuid].host_files.clear()
+    wanted = place.Wanted(host=OTHER)
+    queued = await one.engine.submit("vm-place", wanted, lambda: (uuid, OTHER), None)
+    done = await one.ended(queued.uuid)
+    assert done.state == "succeeded", done.error
+    assert one.other.vms[uuid].host_files == {"nvram": b"nvram of win11"}
+
+
+@pytest.mark.case("P3")
+async def test_a_vm_without_host_files_is_placed_when_its_host_is_lost(one: Two) -> None:
+    one.vm.expected, one.vm.host_files = [], {}
+    await one.look()
+    one.agent.dead = True
+    done = await one.place()
+    assert (done.state, done.result["host_files_as_of"], one.places) == ("succeeded", None, [HOST, OTHER]), done.error
