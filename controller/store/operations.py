@@ -183,15 +183,17 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
         return get(uuid)
 
 
-def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
-    """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
+def claim(uuid: UUID, owner: str, lease_s: float, *, dead: str | None = None) -> bool:
+    """Take one operation: queued, or running with a lease that ran out, or running for the owner ``dead``.
 
-    Take over only where the former owner is known to be dead (``owners.is_dead``).
+    ``dead`` is an owner known to be so (``owners.is_dead``); what another took from it meanwhile is not taken again.
     """
     with write():
         row = _row(uuid)
         lapsed = row.lease_until is None or row.lease_until < utc_now()
-        if row.state == "queued" or (row.state == "running" and (take_over or lapsed or row.owner == owner)):
+        if row.state == "queued" or (
+            row.state == "running" and (lapsed or row.owner == owner or (dead is not None and row.owner == dead))
+        ):
             _take(uuid, owner, lease_s)
             return True
     return False

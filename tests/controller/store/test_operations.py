@@ -104,9 +104,10 @@ async def test_a_running_operation_can_be_taken_over_only_when_its_lease_ran_out
     await db.run(lambda: Operation.update(lease_until=utc_now() - timedelta(seconds=1)).execute())
     assert await db.run(operations.claim, uuid, "me", LEASE_S)
     assert not await db.run(operations.claim, uuid, "you", LEASE_S)
-    assert await db.run(operations.claim, uuid, "you", LEASE_S, take_over=True)
+    assert await db.run(operations.claim, uuid, "you", LEASE_S, dead="me")
+    assert not await db.run(operations.claim, uuid, "they", LEASE_S, dead="me")
     await db.run(operations.finish, uuid, "succeeded")
-    assert not await db.run(operations.claim, uuid, "me", LEASE_S, take_over=True)
+    assert not await db.run(operations.claim, uuid, "me", LEASE_S, dead="you")
 
 
 async def test_renewing_extends_only_what_one_owner_runs(db: Database) -> None:
