@@ -155,7 +155,8 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
     lost = {one.type: one.reason for one in view.missing}
     if lost and not wanted.force:
-        reason = f"{'. '.join(lost.values())}. Restore them first, or let it go with older copies or none: --force"
+        reasons = "; ".join(lost.values())
+        reason = f"{reasons}; restore them first, or let it go with older copies or none: --force"
         raise HostFilesMissing(vm=job.vm, types=" and ".join(lost), reason=reason)
     facts = await job.db.run(vms.definition, job.vm, source)
     older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
@@ -171,7 +172,7 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     kept = {one.type: one for one in await job.db.run(host_files.best, job.vm, source)}
     expected = sync.expected_of(facts)
     if none := [kind for kind in expected if kind not in kept or kept[kind].sha256 is None]:
-        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"No copy is held, and {reason}")
+        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"no copy is held, and {reason}")
     if not wanted.force:
         _require_fresh(facts, source, reason, {kind: kept[kind] for kind in expected})
     shas = {kind: str(kept[kind].sha256) for kind in expected}
@@ -273,7 +274,7 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
                 await transaction.abort(job.at(source), load.view.id)
             await _take_away(job, source, keep)
     except Error as err:
-        remark = f"host {source} still defines it: {sync.reason_of(err)} Place it here again when that host answers"
+        remark = f"host {source} still defines it ({sync.reason_of(err)}); place it here again when that host answers"
         return {**result, "left_on": [source], "remarks": [remark]}
     return result
 

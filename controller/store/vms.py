@@ -253,7 +253,10 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
     else:
         host = row.host_id if row.host_id in found else min(found)
         changes = {"host": host, "conflict": ", ".join(sorted(found)) if len(found) > 1 else None}
-        changes |= _columns(msgspec.convert(found[host], HostVm))
+        facts = msgspec.convert(found[host], HostVm)
+        changes |= _columns(facts)
+        if len(found) == 1:
+            _follow(uuid, host, facts.disks)
     before = {"name": row.name, "host": row.host_id, "state": row.state, "conflict": row.conflict}
     told = {name: changes.get(name, was) for name, was in before.items()}
     if at is not None and found:
@@ -261,6 +264,17 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
     Vm.update(**changes).where(Vm.uuid == uuid).execute()
     if told != before:
         events.append("vm.changed" if found else "vm.gone", host=told["host"] or row.host_id, vm=uuid, data=told)
+
+
+def _follow(uuid: UUID, host: str, disks: list[Disk]) -> None:
+    """Record the frozen files of a VM on the host that it was moved to by hand, where its disks stand on them.
+
+    Else nothing would look after them there: a start on a frozen file, or its deletion for a later snapshot.
+    """
+    seen = [image.path for disk in disks for image in disk.chain]
+    elsewhere = (VolumeSnapshot.vm == uuid, VolumeSnapshot.host != host)
+    if seen and VolumeSnapshot.select().where(*elsewhere, VolumeSnapshot.path.in_(seen)).exists():
+        VolumeSnapshot.update(host=host).where(*elsewhere).execute()
 
 
 _SHOWN = ("name", "state", "firmware", "tpm", "managed_save", "nvram", "domain_xml")
