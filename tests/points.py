@@ -21,8 +21,10 @@ from controller.operations.kinds import KINDS
 from tests.contract.sources import modules
 
 _CLIENT_METHODS = frozenset(
-    name for name, found in inspect.getmembers(AgentClient, inspect.iscoroutinefunction) if not name.startswith("_")
-) - {"close"}
+    name
+    for name, found in inspect.getmembers(AgentClient)
+    if (inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found)) and not name.startswith("_")
+) - {"close", "move"}  # which say nothing to the agent
 
 _AGENT = "tests/agent/transactions/test_kill.py"
 _CONTROLLER = "tests/controller/scenarios.py"

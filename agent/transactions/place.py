@@ -6,6 +6,8 @@ So there are two definitions for a moment and never none, and the first one is u
 """
 
 import asyncio
+import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,11 @@ from agent.transactions.model import (
     PlaceHostFile,
     Plan,
     ReceiveHostFile,
+    RemoveFile,
+    SwapHostFile,
     UndefineDomain,
 )
-from agent.transactions.plan import groups_of
+from agent.transactions.plan import departed_dir, groups_of
 from agent.transactions.steps import Work, do, sha256_of, undo
 from agent.transactions.survey import Survey, require_free_names
 from agent.wire.host_file import HostFiles, HostFileType
@@ -67,6 +71,9 @@ class PlaceSurveyor:
         domain = parse(request.domain_xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if (domain.uuid, domain.name) != (request.vm, request.name):
             raise DomainNameRefused(name=request.name, reason="the definition is another domain's")
+        if domain.tpm_secret is not None and not await self.work.hypervisor.has_secret(domain.tpm_secret):
+            reason = "its TPM state is encrypted with it, and could not be read"
+            raise HostUnsuitable(name=domain.name, what=f"the libvirt secret {domain.tpm_secret}", reason=reason)
         plan, disks = await asyncio.to_thread(self._look, domain)
         await asyncio.to_thread(require_free_names, plan)
         expected = [ref.type for ref in request.host_files]
@@ -77,7 +84,13 @@ class PlaceSurveyor:
         self._require_firmware(domain)
         chains = self._chains(domain)
         receive = self._receive(domain)
-        place = [PlaceHostFile(type=one.type, path=one.path, staged=one.staged, sha256=one.sha256) for one in receive]
+        left = [one for one in receive if os.path.lexists(one.path)]  # what this host gave away before
+        place = [
+            (SwapHostFile if one in left else PlaceHostFile)(
+                type=one.type, path=one.path, staged=one.staged, sha256=one.sha256
+            )
+            for one in receive
+        ]
         define = DefineDomain(
             vm=domain.uuid,
             title=domain.name,
@@ -88,6 +101,7 @@ class PlaceSurveyor:
         plan = Plan(
             receive=receive,
             switch=groups_of(*([step] for step in place), [define]),
+            clean=groups_of([RemoveFile(what=f"old {one.type}", path=one.staged) for one in left]),
             kept=sorted(asked - {step.type for step in receive}),
         )
         return plan, [_disk(target, chain) for target, chain in chains.items()]
@@ -155,10 +169,22 @@ class PlaceSurveyor:
             if not path.parent.is_dir() and path.parent != self.limits.swtpm_dir:
                 raise HostUnsuitable(name=domain.name, what=f"the directory {path.parent}", reason="it is not there")
             return False
-        if sha256_of(ref.type, path, self.limits.host_file_limit_bytes) == ref.sha256:
+        found = sha256_of(ref.type, path, self.limits.host_file_limit_bytes)
+        if found == ref.sha256:
             return True
+        if found is not None and found == self._given_away(ref.type):
+            return False
         reason = f"{path} exists already, with other contents, left by an earlier domain; move it away"
         raise DomainNameRefused(name=domain.name, reason=reason)
+
+    def _given_away(self, type_: HostFileType) -> str | None:
+        """Hash what is kept of the domain's last departure: a file with these bytes was left then, and may go."""
+        try:
+            return hashlib.sha256(
+                (departed_dir(self.limits.state_dir, self.request.vm) / type_).read_bytes()
+            ).hexdigest()
+        except OSError:
+            return None
 
     def _receive_one(self, ref: HostFileRef, path: Path) -> ReceiveHostFile:
         return ReceiveHostFile(

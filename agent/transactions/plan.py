@@ -136,11 +136,16 @@ def plan_restore(facts: Facts, request: RestoreRequest) -> Plan:
     )
 
 
+def departed_dir(state_dir: Path, vm: UUID) -> Path:
+    """Return where what a domain had is kept once it was taken away."""
+    return state_dir / "departed" / str(vm)
+
+
 def plan_depart(facts: Facts, request: DepartRequest, xml: str) -> Plan:
     """Plan taking a domain away: host files aside first, as some versions of libvirt delete a TPM with its domain."""
     aside = [_set_aside(facts, item.type) for item in facts.present if item.type not in request.keep]
     leftovers: list[AnyStep] = [RemoveFile(what=f"staged {step.type}", path=step.staged) for step in aside]
-    kept = facts.staging.parent.parent / "departed" / str(request.vm)
+    kept = departed_dir(facts.staging.parent.parent, request.vm)
     undefine = UndefineDomain(vm=request.vm, title=facts.name, xml=xml)
     return Plan(
         stage=groups_of([_capture(facts, item.type) for item in facts.present]),

@@ -176,11 +176,18 @@ def _failure(ended: Operation) -> Error:
 
 
 def _wanted(query: ImportQuery, unpacking: Unpacking) -> snapshot_import.Wanted:
-    """Say what the operation is to do. The same archive under the same new name is the same VM at every try."""
+    """Say what the operation is to do. The same archive under the same new name is the same VM at every try.
+
+    What the archive calls things is judged as what a caller does. Raises NameInvalid.
+    """
     manifest = unpacking.manifest
+    names.check_text("Snapshot", query.name or manifest.snapshot.name)
+    names.check_description(manifest.snapshot.description)
+    names.check_labels(manifest.snapshot.labels)
     vm, vm_name = manifest.vm.uuid, manifest.vm.name
     if query.as_new is not None:
         vm, vm_name = uuid5(manifest.snapshot.uuid, f"{query.host}/{query.as_new}"), query.as_new
+    names.check_vm(vm_name)
     return snapshot_import.Wanted(
         manifest=manifest,
         domain_xml=unpacking.domain_xml(),

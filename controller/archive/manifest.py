@@ -26,6 +26,7 @@ MANIFEST_LIMIT_BYTES = 1 << 20  # a hundred disks in chains of a hundred files t
 XML_LIMIT_BYTES = 4 << 20
 SIZE_LIMIT_BYTES = 1 << 56  # above any file system; a sum of sizes stays a number that every database takes
 _DISKS_LIMIT, _DEPTH_LIMIT = 256, 1_000
+_YEARS = range(1970, 2200)  # beyond these, times cannot be brought to UTC everywhere
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -149,6 +150,8 @@ def _contradictions(manifest: Manifest, host_file_limit_bytes: int) -> Iterator[
     for member in manifest.small():
         if member.size_bytes < 0 or not _SHA256.fullmatch(member.sha256):
             yield f"gives {member.name} a size or a hash that cannot be"
+    if any(at.tzinfo is None or at.year not in _YEARS for at in (manifest.created_at, manifest.snapshot.created_at)):
+        yield "gives a time without its zone, or one that cannot be"
     held, files = set(manifest.host_files), manifest.snapshot.host_files
     if files.state == "complete" and held != set(files.expected):
         yield f"calls the host files complete, expects {sorted(files.expected)} and holds {sorted(held)}"

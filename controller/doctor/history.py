@@ -1,10 +1,12 @@
 """What agents remember of the last thirty days, against the records: how an older copy of the database shows. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from agent.wire.finding import Finding
+from agent.wire.snapshot import Snapshot
 from agent.wire.transaction import Transaction
 from agent.wire.upkeep import ImageState
 from controller.doctor import frozen
@@ -13,9 +15,21 @@ from controller.store.snapshots import GroupVolume
 from controller.store.survey import Records
 
 
+@dataclass(frozen=True)
+class Rewrite:
+    """When a deletion moved a file to another backing file, and to which."""
+
+    at: datetime
+    backing: str | None
+
+
+#: By path and the fingerprint that the file had then.
+Rewrites = Mapping[tuple[str, str | None], Rewrite]
+
+
 def judge(look: Look, records: Records) -> list[Finding]:
     """Return frozen files that are not as recorded, and snapshots that only the host or only the records know."""
-    deleted = deletions(look)
+    deleted, rewritten = deletions(look), rewrites(look.transactions)
     by_snapshot: dict[UUID, list[tuple[GroupVolume, ImageState]]] = {}
     for volume in records.volumes_of(look.host):
         if volume.snapshot is not None and volume.path in look.images:
@@ -27,8 +41,44 @@ def judge(look: Look, records: Records) -> list[Finding]:
         if uuid in deleted and whole and not snapshot.protected and not any(state.exists for _, state in states):
             found.append(_deleted(look, records, uuid, deleted[uuid]))
         else:
-            found += [finding for volume, state in states for finding in frozen.judge(snapshot, volume, state)]
+            for volume, state in states:
+                at = moved_at(volume, state, rewritten)
+                found += frozen.judge(snapshot, volume, state) if at is None else [_rewritten(snapshot, volume, at)]
     return found
+
+
+def rewrites(transactions: list[Transaction]) -> Rewrites:
+    """Return how deletions, finished or stopped, have left the files that stood on what they deleted."""
+    return {
+        (path, fingerprint): Rewrite(one.ended_at, outcome.new_backing)
+        for one in transactions
+        if one.kind == "delete" and one.ended_at is not None
+        for outcome in one.outcomes
+        for path, fingerprint in outcome.fingerprints.items()
+    }
+
+
+def moved_at(volume: GroupVolume, state: ImageState, rewritten: Rewrites) -> datetime | None:
+    """Return when a deletion left a file just as it is; None where none did, or where the records tell of it."""
+    left = rewritten.get((state.path, state.fingerprint))
+    if left is None or volume.altered or state.problem is not None or state.backing != left.backing:
+        return None
+    return None if (volume.fingerprint, volume.backing) == (state.fingerprint, state.backing) else left.at
+
+
+def _rewritten(snapshot: Snapshot, volume: GroupVolume, at: datetime) -> Finding:
+    what = f"{volume.path}, frozen for disk {volume.target} of snapshot {snapshot.name}, was moved to another backing"
+    return Finding(
+        code="rewritten-on-host",
+        severity="error",
+        what=f"{what} file by a deletion at {at:%Y-%m-%d %H:%M:%S}: the records are older than that",
+        repair="Record it as the host left it; it holds the same data",
+        safe=True,
+        host=volume.host,
+        vm=snapshot.vm,
+        snapshot=snapshot.uuid,
+        path=volume.path,
+    )
 
 
 def deletions(look: Look) -> dict[UUID, datetime]:

@@ -7,10 +7,13 @@ import msgspec
 
 from agent.web.errors import Error
 from agent.wire.finding import Finding
+from agent.wire.upkeep import ImageState
 from controller.db import Database, write
+from controller.doctor import history
+from controller.doctor.history import Rewrites
 from controller.errors import SnapshotBusy, SnapshotProtected
 from controller.hosts import Hosts
-from controller.store import groups, operations, repairs, snapshots
+from controller.store import bases, groups, operations, repairs, snapshots
 
 Repair = Callable[[Database, Hosts, Finding], Awaitable[str]]
 
@@ -70,6 +73,26 @@ def _remove_deleted(uuid: UUID) -> None:
         groups.remove(uuid)
 
 
+async def _record_rewritten(db: Database, hosts: Hosts, one: Finding) -> str:
+    client, path = hosts.client(_host(one)), str(one.path)
+    (state,) = await client.check_images([path])
+    rewritten = history.rewrites(await client.transactions())
+    recorded = await db.run(_record_as_left, _uuid(one.snapshot), state, rewritten)
+    return "It is recorded as the host left it" if recorded else "It was in order already"
+
+
+def _record_as_left(uuid: UUID, state: ImageState, rewritten: Rewrites) -> bool:
+    with write():
+        snapshot = snapshots.get(uuid)
+        if snapshot.state != "ready" or operations.open_count(vm=snapshot.vm):
+            raise SnapshotBusy(snapshot=uuid, state=snapshot.state)
+        for volume in snapshots.group(uuid).volumes:
+            if volume.path == state.path and history.moved_at(volume, state, rewritten) is not None:
+                bases.left(volume.host, state.path, str(state.fingerprint), state.backing)
+                return True
+    return False
+
+
 def _host(one: Finding) -> str:
     if one.host is None:
         raise TypeError(f"finding {one.code} names no host")
@@ -89,4 +112,5 @@ _REPAIRS: Mapping[str, Repair] = {
     "snapshot-held-up": _sync,
     "host-file-dirty": _sync,
     "deleted-on-host": _remove_records,
+    "rewritten-on-host": _record_rewritten,
 }

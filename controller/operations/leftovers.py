@@ -12,17 +12,22 @@ from controller.db import read
 from controller.operations import ending, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
-from controller.store import clones, groups, operations, snapshots
+from controller.store import clones, groups, operations, snapshots, vms
 
 _OPEN = ("creating", "reverting", "deleting")
+#: What reads, makes another VM, or settles the conflict.
+_IN_CONFLICT_TOO = frozenset({"vm-place", "vm-sync", "snapshot-export", "snapshot-import"})
 _AT_ONCE = 1000  # leftovers are a handful after a bad day; a page is bounded all the same
 
 
 async def settle(job: Job) -> None:
     """Bring the VM's snapshots into settled states. Raises OutcomeUnknown while a host does not say.
 
-    The job's own, which a resumed job finds as its last run left them, are not touched.
+    The job's own, which a resumed job finds as its last run left them, are not touched. Raises VmConflict where
+    several hosts define the VM by now, unless a commit was sent before: what was asked for may have waited long.
     """
+    if not job.sealed and job.row.operation.kind not in _IN_CONFLICT_TOO:
+        await job.db.run(vms.require_no_conflict, job.vm)
     own = {uuid for one in ending.endings(job.memo) for uuid in (one.snapshot, one.undo)}
     for row, promised in await job.db.run(_unsettled, job.vm, own):
         await _settle_one(Job(row, job.db, job.hosts, job.patience), promised)

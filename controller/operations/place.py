@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from agent.client import AgentProblem
 from agent.web.errors import Error
@@ -32,9 +33,11 @@ from controller.errors import (
 )
 from controller.operations import leftovers, sync, transaction
 from controller.operations.job import CONCLUDED, Job
-from controller.store import backup_files, contents, host_files, operations, vms
+from controller.store import backup_files, clones, contents, host_files, operations, vms
 
 _PLACE, _DEPART = "place", "depart"
+#: What the VM's host files are on the new host, and when: before it could start there.
+_BROUGHT, _BROUGHT_AT = "brought", "brought at"
 
 
 class Wanted(Request, kw_only=True, frozen=True):
@@ -99,6 +102,7 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
     there = job.at(source)
     facts = await transaction.reach(there, partial(there.client.vm, job.vm))
     present = await transaction.reach(there, partial(there.client.host_files, job.vm))
+    seed = await job.db.run(_seed, job.vm)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
         for one in present.items
@@ -109,7 +113,9 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
         domain_xml=facts.domain_xml,
         volumes=_volumes(facts.disks, compare=True),
         host_files=refs,
-        blank=[one.type for one in present.missing] if job.wanted(Wanted).force else [],
+        blank=[
+            one.type for one in present.missing if job.wanted(Wanted).force or one.type in (*seed.held, *seed.blank)
+        ],
     )
 
 
@@ -153,7 +159,8 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     copies = await transaction.fetch(there, view)
     for kind, one in copies.items():
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
-    lost = {one.type: one.reason for one in view.missing}
+    seed = await job.db.run(_seed, job.vm)
+    lost = {one.type: one.reason for one in view.missing if one.type not in {*seed.held, *seed.blank}}
     if lost and not wanted.force:
         reasons = "; ".join(lost.values())
         reason = f"{reasons}; restore them first, or let it go with older copies or none: --force"
@@ -161,8 +168,10 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     facts = await job.db.run(vms.definition, job.vm, source)
     older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
     shas = {one.type: one.sha256 for one in older if one.sha256 is not None}
+    shas |= {one.type: seed.held[one.type][0] for one in view.missing if one.type in seed.held}
     shas |= {kind: _sha256(one[0]) for kind, one in copies.items()}
-    data, blank = await job.db.run(_bytes, shas), [kind for kind in lost if kind not in shas]
+    blank = [one.type for one in view.missing if one.type not in shas]
+    data = await job.db.run(_bytes, shas)
     return Load(facts.name, view.domain_xml, disks, data, blank, view.firmware, view, began_at)
 
 
@@ -170,16 +179,24 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     """Use what is held. Raises HostFilesMissing, HostFilesStale, VmMayRun."""
     facts = await job.db.run(vms.last_facts, job.vm)
     kept = {one.type: one for one in await job.db.run(host_files.best, job.vm, source)}
-    expected = sync.expected_of(facts)
+    seed = await job.db.run(_seed, job.vm)
+    seeds = {kind: sha256 for kind, (sha256, _) in seed.held.items() if kind not in kept}
+    blank = [kind for kind in sync.expected_of(facts) if kind in seed.blank and kind not in {*kept, *seeds}]
+    expected = [kind for kind in sync.expected_of(facts) if kind not in {*seeds, *blank}]
     if none := [kind for kind in expected if kind not in kept or kept[kind].sha256 is None]:
         raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"no copy is held, and {reason}")
     if not wanted.force:
         _require_fresh(facts, source, reason, {kind: kept[kind] for kind in expected})
-    shas = {kind: str(kept[kind].sha256) for kind in expected}
+    shas = {kind: str(kept[kind].sha256) for kind in expected} | seeds
     as_of = min((at for kind in expected if (at := kept[kind].synced_at) is not None), default=None)
     data = await job.db.run(_bytes, shas)
     compare = not wanted.force and source is not None
-    return Load(facts.name, facts.domain_xml, facts.disks, data, as_of=as_of, compare=compare)
+    return Load(facts.name, facts.domain_xml, facts.disks, data, blank, as_of=as_of, compare=compare)
+
+
+def _seed(vm: UUID) -> clones.Seed:
+    """Return what a clone that never started is to have where it has nothing yet; nothing for any other VM."""
+    return clones.seed_of(vm) or clones.Seed(held={}, blank=[])
 
 
 def _require_fresh(
@@ -227,7 +244,9 @@ async def _bring(job: Job, load: Load, held: AsyncExitStack) -> None:
     await job.step("prepare")
     view = await transaction.prepare(job, job.id_for(_PLACE), request)
     await held.enter_async_context(transaction.leased(job, view.id))
-    await job.step("upload host files", {"kept_here": view.kept, "as_of": load.as_of, "asked": load.view is not None})
+    brought = {ref.type: ref.sha256 for ref in request.host_files}
+    facts = {"kept_here": view.kept, "as_of": load.as_of, "asked": load.view is not None}
+    await job.step("upload host files", {**facts, _BROUGHT: brought, _BROUGHT_AT: utc_now()})
     for ref in request.host_files:
         if ref.type not in view.kept:
             call = partial(job.client.upload, view.id, ref.type, load.data[ref.type], ref.sha256)
@@ -250,7 +269,7 @@ async def _conclude(job: Job, source: str | None, load: Load | None) -> dict[str
         "vm": str(job.vm),
         "host": job.host,
         "from": source,
-        "host_files_as_of": job.recalled("as_of", str),
+        "host_files_as_of": job.memo.get("as_of"),
         "left_on": [],
         "remarks": [],
     }
@@ -270,8 +289,8 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
             await transaction.commit(job.at(source), load.view)
             job.recorded(load.view.id)
         else:
-            if load is not None and load.view is not None:
-                await transaction.abort(job.at(source), load.view.id)
+            # Also of a run that died: what it prepared there would be in the way.
+            await transaction.abort(job.at(source), job.id_for(_DEPART))
             await _take_away(job, source, keep)
     except Error as err:
         remark = f"host {source} still defines it ({sync.reason_of(err)}); place it here again when that host answers"
@@ -280,23 +299,57 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
 
 
 async def _let_go(job: Job, others: list[str]) -> dict[str, Any]:
-    """The VM is here already: take it away from the other hosts that define it, keeping their host files."""
+    """The VM is here already: take it away from the other hosts that define it, keeping their host files.
+
+    The host is asked first: what is recorded of it may be old, and the last definition must not go. What several
+    others have is kept apart. Raises HostUnreachable, AgentProblem.
+    """
+    remarks: list[str] = []
     for host in others:
-        await job.step(f"take away from {host}")
-        await _take_away(job, host, [], keep_copies=True)
+        owner = job.uuid if host == others[0] else job.id_for(f"kept of {host}")
+        await transaction.reach(job, partial(job.client.vm, job.vm))
+        await _take_away(job, host, await _shared_with(job, host), keep_copies=owner)
+        remarks += [f"the host files of {host} are kept for owner {owner}"] if owner != job.uuid else []
     result: dict[str, Any] = {
         "vm": str(job.vm),
         "host": job.host,
         "from": ", ".join(others) or None,
         "kept_as": str(job.uuid) if others else None,
         "left_on": [],
-        "remarks": [],
+        "remarks": remarks,
     }
+    if not others:
+        await transaction.reach(job, partial(job.client.vm, job.vm))
     await _record(job, others, result)
     return result
 
 
-async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copies: bool = False) -> None:
+async def _shared_with(job: Job, host: str) -> list[HostFileType]:
+    """Return the host files that the other host must leave: those that this one may have on the same storage.
+
+    Shared are those with the same path and bytes. Of a VM that runs here the bytes say nothing, as it writes them.
+    """
+    key, there = f"take away from {host}", job.at(host)
+    known = job.recalled(key, list[HostFileType])
+    if known is None:
+        known = []
+        try:
+            theirs = await transaction.reach(there, partial(there.client.host_files, job.vm))
+        except AgentProblem as err:
+            if err.answer.code != "domain-not-found":
+                raise
+        else:
+            ours = await transaction.reach(job, partial(job.client.host_files, job.vm))
+            facts = await transaction.reach(job, partial(job.client.vm, job.vm))  # last: a start shows
+            at_rest = facts.state == "shut-off"
+            same = {(one.type, one.path, one.sha256 if at_rest else "") for one in ours.items}
+            known = [one.type for one in theirs.items if (one.type, one.path, one.sha256 if at_rest else "") in same]
+        await job.step(key, {key: known})
+    return known
+
+
+async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copies: UUID | None = None) -> None:
+    """Undefine it there. ``keep_copies``: the owner of backup files of what it has there."""
     there = job.at(host)
     request = DepartRequest(vm=job.vm, keep=keep, lease_s=job.patience.lease_s)
     try:
@@ -306,25 +359,32 @@ async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copi
             raise
         return  # gone already, by what an earlier run of this job committed
     async with transaction.leased(there, view.id):
-        if keep_copies and view.state == "prepared":
+        if keep_copies is not None and view.state == "prepared":
             held = await transaction.fetch(there, view)
-            await job.db.run(backup_files.replace, "external", job.uuid, held)
+            await job.db.run(backup_files.replace, "external", keep_copies, held)
         await transaction.commit(there, view)
     job.recorded(view.id)
 
 
 async def _record(job: Job, others: list[str], result: dict[str, Any]) -> None:
-    """Record that the VM is on the operation's host and no longer on ``others``, as that host shows it now."""
+    """Record that the VM is on the operation's host and no longer on ``others``, as that host shows it now.
+
+    Where it does not answer the VM is taken to be as it was when it left.
+    """
+    at: datetime | None = utc_now()
     try:
         facts = await transaction.reach(job, partial(job.client.vm, job.vm))
     except (AgentProblem, HostUnreachable) as err:
         result["remarks"].append(f"the VM's records could not be refreshed: {sync.reason_of(err)}")
-        facts = None
+        facts, at = await job.db.run(vms.last_facts, job.vm), None
+    brought = job.recalled(_BROUGHT, dict[HostFileType, str]) or {}
+    brought_at = job.recalled(_BROUGHT_AT, datetime) or utc_now()
+    taken_away = [one for one in others if one not in result["left_on"]]
 
     def record() -> None:
         with write():
-            if facts is not None:
-                vms.placed(job.vm, job.host, facts, others, utc_now())
+            vms.placed(job.vm, job.host, facts, others, at)
+            host_files.moved(job.vm, job.host, taken_away, brought, brought_at)
             operations.progress(job.uuid, memo={CONCLUDED: result})
 
     await job.db.run(record)

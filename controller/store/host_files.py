@@ -5,18 +5,22 @@ differ from it, and comparing the two could clear a mark that must stay.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from agent.wire.base import utc_now
 from agent.wire.fleet import VmHostFile
-from agent.wire.host_file import HostFileType
+from agent.wire.host_file import FORMATS, HostFileType
 from controller.db import read, write
 from controller.errors import HostFileNotHeld, VmNotFound
 from controller.models import Clone, Content, HostFile, Vm
 from controller.store import contents, events
 from controller.store.contents import Held
+
+#: A time further ahead of now than this was written before our clock was set back; a small step is no such thing.
+_SET_BACK = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileTy
         wanted = set(types) | _types_of(vm) | {row.type for row in _rows(vm, host)}
         for type_ in sorted(wanted):
             row = _ensure(vm, host, type_)
-            if row.dirty_since is None or row.dirty_since < at:
+            if row.dirty_since is None or row.dirty_since < at or _of_another_clock(row.dirty_since, at):
                 _update(row, dirty_since=at)
 
 
@@ -65,17 +69,39 @@ def record_sync(  # noqa: PLR0917 - a copy has these facts, in the order of the 
     """
     with write():
         row = _ensure(vm, host, type)
-        if row.synced_at is not None and row.synced_at > began_at:
+        kept_at = row.synced_at
+        if kept_at is not None and kept_at > began_at and not _of_another_clock(kept_at, began_at):
             return False
         sha256 = contents.hold(held[0])
         dirty_since = row.dirty_since
-        if clean and dirty_since is not None and dirty_since < began_at:
-            dirty_since = None
+        if clean and dirty_since is not None:
+            dirty_since = None if dirty_since < began_at or _of_another_clock(dirty_since, began_at) else dirty_since
         elif not clean and dirty_since is None:
             dirty_since = began_at
         _update(row, content=sha256, path=path, synced_at=began_at, reason=None, dirty_since=dirty_since)
         contents.sweep()
     return True
+
+
+def _of_another_clock(at: datetime, began_at: datetime) -> bool:
+    """Tell whether a time was written before our clock was set back, and so before ``began_at`` by a right one."""
+    now = utc_now()
+    return at > now + _SET_BACK and began_at <= now
+
+
+def moved(
+    vm: UUID, host: str, others: Collection[str], brought: Mapping[HostFileType, str], brought_at: datetime
+) -> None:
+    """Record what a VM was brought to its new host with, and forget the copies of what was taken away from ``others``.
+
+    A copy stays where none is held of the new host: it is the newest that there is. Raises VmNotFound, ContentMissing.
+    """
+    with write():
+        for type_, sha256 in brought.items():
+            record_sync(vm, host, type_, (sha256, FORMATS[type_]), None, brought_at)
+        held = [row.type for row in _rows(vm, host) if row.content_id is not None]
+        HostFile.delete().where(HostFile.vm == vm, HostFile.host.in_(others), HostFile.type.in_(held)).execute()
+        contents.sweep()
 
 
 def record_failure(vm: UUID, host: str, type: HostFileType, reason: str) -> None:
@@ -124,11 +150,18 @@ def shown(vms: Mapping[UUID, str | None]) -> dict[UUID, list[VmHostFile]]:
 
 
 def best(vm: UUID, host: str | None) -> list[Kept]:
-    """Return the copy of each type that a VM on this host has as its own: that host's, else the newest of any."""
+    """Return the copy of each type that a VM on this host has as its own: that host's, else the newest of any.
+
+    Another host's is dirty too where the VM has run anywhere since it was taken.
+    """
     found = of_vm(vm)
-    types = sorted({kept.type for kept in found})
-    chosen = (_choose([kept for kept in found if kept.type == type_], host) for type_ in types)
-    return [kept for kept in chosen if kept is not None]
+    result = []
+    for type_ in sorted({kept.type for kept in found}):
+        copies = [kept for kept in found if kept.type == type_]
+        chosen = _choose(copies, host)
+        if chosen is not None:
+            result.append(chosen if chosen.host == host else _as_old_as_it_is(chosen, copies))
+    return result
 
 
 def arrivals(host: str) -> list[UUID]:
@@ -169,6 +202,12 @@ def forget(vm: UUID) -> int:
         gone = int(HostFile.delete().where(HostFile.vm == vm).execute())
         contents.sweep()
     return gone
+
+
+def _as_old_as_it_is(chosen: Kept, copies: Iterable[Kept]) -> Kept:
+    ran = [one.dirty_since for one in copies if one.dirty_since is not None]
+    since = [at for at in ran if chosen.synced_at is None or at >= chosen.synced_at]
+    return replace(chosen, dirty_since=min(since)) if since else chosen
 
 
 def _choose(kept: Iterable[Kept], host: str | None) -> Kept | None:

@@ -25,6 +25,10 @@ from controller.store.paging import Slice, after_position, filtered, page_of
 
 #: In the memo of an operation that was parked: how often.
 TRIES = "tries"
+#: What seems to be parked for longer was parked before the clock was set back.
+_PARKED_MAX = timedelta(hours=1)
+#: Their host is the caller's choice, or that of the files; all others are done where their VM is.
+_HOST_CHOSEN = frozenset({"vm-place", "snapshot-import", "snapshot-export"})
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
 
 P = ParamSpec("P")
@@ -123,7 +127,7 @@ def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
     """Take the oldest queued operation that may run now, or None.
 
     It must be the first of its VM that has not ended, and its host must run fewer than ``per_host_limit``. A parked
-    one comes after all others of its VM, and only once that is shut off.
+    one comes after all others of its VM, and only once that is shut off. Where the VM has moved since, it follows.
     """
     with write():
         rows = list(_open_rows())
@@ -135,20 +139,30 @@ def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
         for row in sorted(rows, key=lambda one: one.parked_until is not None):
             if row.parked_until is not None and not _may_be_tried(row):
                 continue
-            first_of_vm = row.vm is None or row.vm not in busy_vms
-            room = row.host is None or running.get(row.host, 0) < per_host_limit
-            if row.state == "queued" and first_of_vm and room:
-                _take(row.uuid, owner, lease_s)
-                return job(row.uuid)
+            if row.state == "queued" and (row.vm is None or row.vm not in busy_vms):
+                host = _host_now(row)
+                if host is None or running.get(host, 0) < per_host_limit:
+                    Operation.update(host=host).where(Operation.uuid == row.uuid).execute()
+                    _take(row.uuid, owner, lease_s)
+                    return job(row.uuid)
             if row.vm is not None:
                 busy_vms.add(row.vm)
     return None
 
 
+def _host_now(row: Operation) -> str | None:
+    """Return where a queued operation is to be done. Of a VM in conflict that stays as it was; it will be refused."""
+    if row.kind in _HOST_CHOSEN:
+        return row.host
+    moved = Vm.get_or_none(Vm.uuid == row.vm, Vm.host.is_null(False), Vm.conflict.is_null())
+    return row.host if moved is None else str(moved.host_id)
+
+
 def _may_be_tried(row: Operation) -> bool:
     """Tell whether a parked operation's VM is off by now, and a moment has passed since the last try."""
     off = Vm.get_or_none(Vm.uuid == row.vm, Vm.state == "shut-off")
-    return off is not None and row.parked_until is not None and row.parked_until <= utc_now()
+    left = (row.parked_until or utc_now()) - utc_now()
+    return off is not None and not timedelta(0) < left <= _PARKED_MAX
 
 
 def park(uuid: UUID, again_s: float) -> wire.Operation:

@@ -36,15 +36,18 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
-def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime) -> None:
+def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime | None) -> None:
     """Record that a VM is on ``host`` now and no longer on ``others``: its frozen files are reached there.
 
-    Event ``vm.placed``. Where another host still defines it, its next inventory shows that, as a conflict.
+    ``at``: when ``host`` showed it so; None where these are older facts. Event ``vm.placed``. Where another host
+    still defines it, its next inventory shows that, as a conflict.
     """
     with write():
         VmDefinition.delete().where(VmDefinition.vm == uuid, VmDefinition.host.in_(others)).execute()
         VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
-        record_one(host, facts, at)
+        Clone.update(host=host).where(Clone.vm == uuid).execute()
+        _define(host, facts)
+        _settle(uuid, at)
         events.append("vm.placed", host=host, vm=uuid, data={"from": others})
 
 
@@ -136,6 +139,13 @@ def on_host(host: str) -> list[UUID]:
     """Return the VMs that this host defines."""
     rows = VmDefinition.select(VmDefinition.vm).where(VmDefinition.host == host).order_by(VmDefinition.vm)
     return [row.vm_id for row in rows]
+
+
+def require_no_conflict(uuid: UUID) -> None:
+    """Raise VmConflict where several hosts define it."""
+    row = Vm.get_or_none(Vm.uuid == uuid)
+    if row is not None and row.conflict is not None:
+        raise VmConflict(vm=row.name, hosts=row.conflict)
 
 
 def definition(uuid: UUID, host: str) -> HostVm:
@@ -236,12 +246,26 @@ def _row(uuid: UUID) -> Vm:
 
 
 def _define(host: str, vm: HostVm) -> None:
+    before = VmDefinition.get_or_none(VmDefinition.vm == vm.uuid, VmDefinition.host == host)
+    if before is not None:
+        vm = msgspec.structs.replace(vm, disks=_with_last_chains(vm.disks, msgspec.convert(before.facts, HostVm).disks))
     if Vm.get_or_none(Vm.uuid == vm.uuid) is None:
         Vm.create(uuid=vm.uuid, **_columns(vm))
         events.append("vm.added", host=host, vm=vm.uuid, data={"name": vm.name})
     VmDefinition.insert(vm=vm.uuid, host=host, facts=vm).on_conflict(
         conflict_target=[VmDefinition.vm, VmDefinition.host], update={"facts": vm}
     ).execute()
+
+
+def _with_last_chains(disks: list[Disk], before: list[Disk]) -> list[Disk]:
+    """Return the disks, each that cannot be read now with the chain that it had: what it stands on is needed still."""
+    last = {(disk.target, disk.path): disk.chain for disk in before}
+    return [
+        msgspec.structs.replace(disk, chain=last.get((disk.target, disk.path), []))
+        if disk.problem is not None and not disk.chain
+        else disk
+        for disk in disks
+    ]
 
 
 def _settle(uuid: UUID, at: datetime | None) -> None:
@@ -253,10 +277,9 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
     else:
         host = row.host_id if row.host_id in found else min(found)
         changes = {"host": host, "conflict": ", ".join(sorted(found)) if len(found) > 1 else None}
-        facts = msgspec.convert(found[host], HostVm)
-        changes |= _columns(facts)
-        if len(found) == 1:
-            _follow(uuid, host, facts.disks)
+        changes |= _columns(msgspec.convert(found[host], HostVm))
+        if changes["conflict"] is None:
+            _bring_frozen_files(uuid, host, msgspec.convert(found[host], HostVm))
     before = {"name": row.name, "host": row.host_id, "state": row.state, "conflict": row.conflict}
     told = {name: changes.get(name, was) for name, was in before.items()}
     if at is not None and found:
@@ -266,15 +289,12 @@ def _settle(uuid: UUID, at: datetime | None) -> None:
         events.append("vm.changed" if found else "vm.gone", host=told["host"] or row.host_id, vm=uuid, data=told)
 
 
-def _follow(uuid: UUID, host: str, disks: list[Disk]) -> None:
-    """Record the frozen files of a VM on the host that it was moved to by hand, where its disks stand on them.
-
-    Else nothing would look after them there: a start on a frozen file, or its deletion for a later snapshot.
-    """
-    seen = [image.path for disk in disks for image in disk.chain]
-    elsewhere = (VolumeSnapshot.vm == uuid, VolumeSnapshot.host != host)
-    if seen and VolumeSnapshot.select().where(*elsewhere, VolumeSnapshot.path.in_(seen)).exists():
-        VolumeSnapshot.update(host=host).where(*elsewhere).execute()
+def _bring_frozen_files(uuid: UUID, host: str, facts: HostVm) -> None:
+    """Reach a VM's frozen files on its one host, where that shows one of them below the VM: it was moved by hand."""
+    elsewhere = (VolumeSnapshot.vm == uuid, VolumeSnapshot.host != host, ~VolumeSnapshot.merged)
+    rows = {row.path for row in VolumeSnapshot.select(VolumeSnapshot.path).where(*elsewhere)}
+    if rows & {image.path for disk in facts.disks for image in disk.chain}:
+        VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
 
 
 _SHOWN = ("name", "state", "firmware", "tpm", "managed_save", "nvram", "domain_xml")

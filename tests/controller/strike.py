@@ -1,7 +1,7 @@
 """Faults at the controller's points, in this process: killed, failing, asleep for longer than any lease.
 
 Killed here means that from that moment on nothing the controller does reaches the database or an agent, whatever its
-handlers of errors try; what was committed and sent before stands. tests/e2e/test_controller_faults.py kills for real.
+handlers of errors try; what was committed and sent before stands. tests/e2e/test_kill_all_real.py kills for real.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import UUID
 
 import peewee
 
 from agent.wire.fleet import AddHost
 from tests.controller.fake_agent import TOKEN, FakeAgent
+from tests.controller.fake_machine import FakeVm
 from tests.controller.world import HOST, World, opened, served
 from tests.points import named
 
@@ -78,7 +78,7 @@ class Stage:
 
     agent: FakeAgent
     striker: Striker
-    vm: UUID
+    vm: FakeVm
     directory: Path
     saved: dict[str, Any]
     database: bytes
@@ -92,7 +92,7 @@ class Stage:
         path = self.directory / f"{self.runs}.db"
         path.write_bytes(self.database)
         self.striker.begin()
-        vm = self.agent.vms[self.vm]
+        vm = self.agent.vms.get(self.vm.uuid, self.vm)
         async with opened(path, self.striker) as (db, hosts), World(db, self.agent, hosts, vm) as one:
             self.agent.calls.clear()
             self.striker.begin()
@@ -106,13 +106,13 @@ async def staged(directory: Path, prepare: Callable[[World], Any]) -> AsyncItera
     """Bring a VM and its records to a state, and keep it."""
     agent, striker = FakeAgent(), Striker()
     striker.sleeps = agent.expire_leases
-    vm = agent.add_vm().uuid
+    vm = agent.add_vm()
     path = directory / "prepared.db"
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(agent))
         async with opened(path) as (db, hosts):
             await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
-            async with World(db, agent, hosts, agent.vms[vm]) as one:
+            async with World(db, agent, hosts, vm) as one:
                 await prepare(one)
         saved = {key: value for key, value in vars(agent).items() if key not in {"changed", "on_call"}}
         yield Stage(agent, striker, vm, directory, copy.deepcopy(saved), path.read_bytes())

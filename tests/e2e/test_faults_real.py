@@ -45,7 +45,8 @@ class Fleet:
         self.controller.stop()
         self.controller.strikes_at(dies, stops)
         self.controller.start()
-        wait_until("the guest at the controller", self.knows_guest, 20, every_s=0.1)
+        wait_until("the guest at the controller", self.knows_guest, 60, every_s=0.1)
+        self.controller.arm()
 
     def knows_guest(self) -> bool:
         return self.controller.coldframe("vm", "show", self.id, check=False).returncode == 0
@@ -87,7 +88,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def killed(fleet: Fleet, point: str, *words: str) -> dict[str, Any]:
     """Ask for an operation, let the controller die in it, start another; return how it ended."""
-    fleet.restart_controller(dies=point)
+    fleet.restart_controller(dies=f"{point} #1")
     fleet.ask(*words)
     fleet.controller.wait_gone()
     fleet.restart_controller()
@@ -145,7 +146,7 @@ def test_host_that_reboots_in_a_commit_does_not_autostart_the_guest_before_recov
 
 @pytest.mark.case("F4")
 def test_controller_that_is_gone_after_prepare_blocks_the_guest_no_longer_than_the_lease(fleet: Fleet) -> None:
-    fleet.restart_controller(stops="after message put_transaction")
+    fleet.restart_controller(stops="after message put_transaction #1")
     fleet.ask("snapshot", "create", fleet.id, "stalled")
     guards = fleet.agent.state_dir / "guards"
     wait_until("the guard", lambda: bool(list(guards.iterdir())), 20, every_s=0.02)
@@ -195,3 +196,32 @@ def test_agent_that_hangs_leaves_the_controller_answering_and_goes_on_when_it_is
         process.send(SIGCONT)
     assert fleet.ended()[0]["state"] == "succeeded"
     fleet.sound()
+
+
+@pytest.mark.case("F4")
+@pytest.mark.parametrize(
+    ("point", "ends"), [("after journal prepared", "failed"), ("before switch-disks vda vdb", "succeeded")]
+)
+def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_finishes_what_was(
+    fleet: Fleet, point: str, ends: str
+) -> None:
+    fleet.restart_controller()
+    before = seen(fleet.guest)
+    fleet.agent.stop()
+    fleet.agent.stops_at(point)
+    fleet.agent.start()
+    try:
+        fleet.ask("snapshot", "create", fleet.id, f"asleep {ends}")
+        wait_until("the point", lambda: point in fleet.agent.points(), 30, every_s=0.05)
+        time.sleep(LEASE_S + 1)
+        assert fleet.json("operation", "list")["items"][0]["state"] == "running"
+        assert fleet.host.virsh("start", fleet.id, check=False).returncode != 0
+    finally:
+        assert fleet.agent.process is not None
+        fleet.agent.process.send(SIGCONT)
+    ended = fleet.ended()[0]
+    assert ended["state"] == ends, ended
+    assert ends == "succeeded" or ended["error"]["code"] == "lease-expired"
+    assert seen(fleet.guest) == before
+    fleet.sound()
+    fleet.starts()

@@ -1,14 +1,16 @@
 """A controller that dies where a test says: ``python -m tests.lab.mortal_controller serve --config FILE``.
 
-It is the controller itself with another checkpoint. ``MORTAL_CONTROLLER_POINTS`` names a file that gets a line for each
-point passed, ``MORTAL_CONTROLLER_DIES_AT`` the point at which the process kills itself with SIGKILL, and
-``MORTAL_CONTROLLER_STOPS_AT`` the one at which it stops itself with SIGSTOP.
+It is the controller itself with another checkpoint. ``MORTAL_CONTROLLER_POINTS`` names a file: while it is there it
+gets a line, ``name #number``, for each point passed. ``MORTAL_CONTROLLER_DIES_AT`` is the one at which the process
+kills itself with SIGKILL, and ``MORTAL_CONTROLLER_STOPS_AT`` the one at which it stops itself with SIGSTOP. Neither
+happens before the file is there, so that a start is survived.
 """
 
 import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 from agent.web import log
@@ -25,7 +27,7 @@ class MortalController(ControllerDaemon):
 
     @property
     def points_file(self) -> Path:
-        """The file with the points passed since the last start."""
+        """The file with the points passed since it was armed."""
         return self.root / "points"
 
     def command(self, *words: str) -> list[str | Path]:
@@ -35,25 +37,36 @@ class MortalController(ControllerDaemon):
         return [PYTHON, "-m", "tests.lab.mortal_controller", *words, "--config", self.config_file]
 
     def strikes_at(self, dies: str | None = None, stops: str | None = None) -> None:
-        """Set where the next process dies or stops, and forget which points were passed."""
-        self.points_file.write_text("")
+        """Set where the next process dies or stops once it is armed, and forget which points were passed."""
+        self.points_file.unlink(missing_ok=True)
         chosen = {DIES_AT: dies, STOPS_AT: stops}
         self.env = {POINTS: str(self.points_file)} | {key: name for key, name in chosen.items() if name is not None}
 
+    def arm(self) -> None:
+        """Count points and strike from now on."""
+        self.points_file.touch()
+
     def points(self) -> list[str]:
-        """List the points passed since the last start."""
+        """List the points passed since it was armed, as ``name #number``."""
         return self.points_file.read_text().splitlines()
+
+
+_passed: Counter[str] = Counter()
 
 
 def checkpoint(point: str) -> None:
     """Note the point, and strike at the chosen one."""
+    file = Path(os.environ[POINTS])
+    if not file.exists():
+        return
     name = named(point)
-    with Path(os.environ[POINTS]).open("a") as file:
-        file.write(f"{name}\n")
-    if os.environ.get(DIES_AT) == name:
+    _passed[name] += 1
+    key = f"{name} #{_passed[name]}"
+    with file.open("a") as lines:
+        lines.write(f"{key}\n")
+    if os.environ.get(DIES_AT) == key:
         os.kill(os.getpid(), signal.SIGKILL)
-    if os.environ.get(STOPS_AT) == name:
-        del os.environ[STOPS_AT]
+    if os.environ.get(STOPS_AT) == key:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -144,6 +144,32 @@ async def test_what_the_new_host_lacks_is_refused_by_name_and_nothing_is_left(ri
     assert rig.nvram.read_bytes() == b"left by another"
 
 
+async def test_an_encrypted_tpm_comes_only_to_a_host_that_has_its_secret(rig: Rig) -> None:
+    request, files = await emptied(rig)
+    secret = uuid4()
+    open_tpm = "<backend type='emulator' version='2.0'/>"
+    sealed = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+    assert open_tpm in request.domain_xml
+    request = changed(request, domain_xml=request.domain_xml.replace(open_tpm, sealed))
+    before = rig.files()
+    with pytest.raises(HostUnsuitable, match=f"the libvirt secret {secret}"):
+        await story.place(rig.manager(), request, files)
+    assert rig.files() == before
+    (rig.hypervisor.directory / f"{secret}.secret").touch()
+    assert (await story.place(rig.manager(), request, files)).state == "committed"
+
+
+async def test_what_was_left_when_the_domain_went_makes_room_when_it_comes_back(rig: Rig) -> None:
+    request, files = await held(rig.manager())
+    before = rig.files()
+    await story.depart(rig.manager(), keep=["nvram", "tpm"])
+    newer = files["nvram"][:-1] + b"!"
+    refs = [story.ref_of("nvram", newer), *(ref for ref in request.host_files if ref.type == "tpm")]
+    placed = await story.place(rig.manager(), changed(request, host_files=refs), {**files, "nvram": newer})
+    assert (placed.state, placed.kept, rig.nvram.read_bytes()) == ("committed", ["tpm"], newer)
+    assert rig.files() == before | KEPT
+
+
 @pytest.mark.parametrize("taken", ["uuid", "name"])
 async def test_a_domain_that_is_here_already_is_not_touched(rig: Rig, taken: str) -> None:
     request, files = await held(rig.manager())

@@ -141,6 +141,12 @@ HARMS = [
     Harm("a huge domain XML", manifested(lambda m: m["domain_xml"].update(size_bytes=1 << 30)), "the limit is"),
     Harm("a renamed NVRAM", manifested(lambda m: m["host_files"]["nvram"].update(name="x")), "calls the nvram 'x'"),
     Harm("complete without a TPM", manifested(lambda m: m["host_files"].pop("tpm")), "calls the host files complete"),
+    Harm(
+        "a time without a zone", manifested(lambda m: m["snapshot"].update(created_at="2026-11-01T00:00:00")), "a time"
+    ),
+    Harm(
+        "a time beyond all", manifested(lambda m: m["snapshot"].update(created_at="9999-12-31T23:59:59-12:00")), "time"
+    ),
     Harm("something after its end", lambda p: forge.put_together(p, bytes(1024) + b"hello"), "something follows"),
     Harm("half an end", lambda p: forge.put_together(p, bytes(512) + b"x" * 512), "something follows"),
     Harm("no end", lambda p: forge.put_together(p, b""), "ends in the middle of its end"),

@@ -1,11 +1,14 @@
 """Every point of every operation, with every fault: records and host agree, and the work can be done again.
 
 The points are those that a good run passes, not a list kept by hand: one that is added is struck from then on.
+``make test`` kills at each name once in each scenario and takes a part of the rest; ``make test-slow`` takes all.
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,7 +22,41 @@ from tests.controller.strike import SECRET, Stage, Strike, staged
 from tests.controller.world import PATIENT, World
 from tests.visits import Visit
 
-pytestmark = pytest.mark.parametrize("name", SCENARIOS)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of everything a run takes: one of ``of``, and of the names of points each one or each occurrence."""
+
+    of: int
+
+    def rest(self, all_: Sequence[T], offset: int = 0) -> list[T]:
+        """Take every so many of what other faults strike too."""
+        return list(all_[offset % self.of :: self.of])
+
+    def deadly(self, points: list[str], name: str) -> list[str]:
+        """Take each name once. What the engine commits for any operation is left to one scenario."""
+        if self.of == 1:
+            return points
+        return [one for one in points if one.endswith(" #1") and (name == COMMON or not _is_the_engines(one))]
+
+
+FAULTS: list[Fault] = ["refuse", "crash", "twice"]
+#: The scenario that strikes what is the same for all.
+COMMON = "create"
+
+
+def _is_the_engines(point: str) -> bool:
+    return point.partition(" database ")[2].startswith(("store.operations.", "operations.engine."))
+
+
+pytestmark = [
+    pytest.mark.parametrize("name", SCENARIOS),
+    pytest.mark.parametrize(
+        "share", [pytest.param(Share(5), id="some"), pytest.param(Share(1), id="all", marks=pytest.mark.slow)]
+    ),
+]
 
 
 async def good_run(stage: Stage, scenario: Scenario) -> tuple[list[str], int]:
@@ -103,10 +140,10 @@ async def is_resumed(one: World, scenario: Scenario, stage: Stage) -> Operation 
 
 
 @pytest.mark.case("F2")
-async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: str, visit: Visit) -> None:
+async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: str, share: Share, visit: Visit) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
-        for point in (await good_run(stage, scenario))[0]:
+        for point in share.deadly((await good_run(stage, scenario))[0], name):
             async with stage.world() as one:
                 stage.striker.begin(point, "kill")
                 operation = await is_resumed(one, scenario, stage)
@@ -120,30 +157,24 @@ async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: s
 @pytest.mark.case("S4")
 @pytest.mark.case("S6")
 @pytest.mark.case("F4")
-async def test_any_point_may_fail_and_tells_nothing_secret(tmp_path: Path, name: str) -> None:
+async def test_any_point_may_fail_and_tells_nothing_secret(tmp_path: Path, name: str, share: Share) -> None:
     """Among these are the requests that are lost, and the answers."""
-    await struck_everywhere(tmp_path, SCENARIOS[name], "fail")
+    await struck_everywhere(tmp_path, name, share, "fail")
 
 
 @pytest.mark.case("F4")
-async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: str) -> None:
-    await struck_everywhere(tmp_path, SCENARIOS[name], "sleep")
+async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: str, share: Share) -> None:
+    await struck_everywhere(tmp_path, name, share, "sleep")
 
 
-async def struck_everywhere(tmp_path: Path, scenario: Scenario, strike: Strike) -> None:
+async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Strike) -> None:
+    scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
         points, _ = await good_run(stage, scenario)
-        for point in half(points) if strike == "fail" else while_leased(points):
+        for point in share.rest(points if strike == "fail" else while_leased(points), offset=len(name)):
             async with stage.world() as one:
                 stage.striker.begin(point, strike)
                 await survives(one, scenario)
-
-
-def half(points: list[str]) -> list[str]:
-    """Leave out every second commit, by turns the moment before and the one after: each is killed at above."""
-    commits = [point for point in points if " database " in point]
-    left_out = {point for number, point in enumerate(commits) if number % 4 in {1, 2}}
-    return [point for point in points if point not in left_out]
 
 
 def while_leased(points: list[str]) -> list[str]:
@@ -154,25 +185,25 @@ def while_leased(points: list[str]) -> list[str]:
 
 
 @pytest.mark.case("F4")
-@pytest.mark.parametrize("fault", ["refuse", "crash", "twice"])
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
-    tmp_path: Path, name: str, fault: Fault
+    tmp_path: Path, name: str, fault: Fault, share: Share
 ) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
-        for number in range((await good_run(stage, scenario))[1]):
+        calls = range((await good_run(stage, scenario))[1])
+        for number in share.rest(calls, offset=FAULTS.index(fault)):
             async with stage.world() as one:
                 one.agent.faults[number] = fault
                 await survives(one, scenario)
 
 
 @pytest.mark.case("F3")
-async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, name: str) -> None:
+async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, name: str, share: Share) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
-        for point in (await good_run(stage, scenario))[0]:
-            if " message " not in point:
-                continue
+        messages = [point for point in (await good_run(stage, scenario))[0] if " message " in point]
+        for point in share.rest(messages, offset=len(name)):
             async with stage.world() as one:
                 before = shown(await one.tree())
                 stage.striker.begin(point, "kill both")

@@ -233,6 +233,15 @@ async def test_a_parked_operation_is_left_alone_for_a_moment_and_can_be_cancelle
     assert (await db.run(operations.cancel, one)).state == "cancelled"
 
 
+@pytest.mark.case("F5")
+async def test_a_parked_operation_is_tried_after_the_clock_was_set_back_by_days(db: Database) -> None:
+    vm = await db.run(add_vm, state="shut-off")
+    one = await enqueue(db, vm)
+    assert await claimed(db) == [one]
+    await db.run(operations.park, one, 3 * 86_400)
+    assert await claimed(db) == [one]
+
+
 async def test_an_operation_that_was_cancelled_before_it_was_parked_ends(db: Database) -> None:
     one = await enqueue(db, await db.run(add_vm))
     assert await claimed(db) == [one]
