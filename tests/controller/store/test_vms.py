@@ -8,7 +8,7 @@ from controller.db import Database
 from controller.errors import VmAmbiguous, VmBusy, VmConflict, VmNotFound, VmNowhere
 from controller.models import BackupFile, Content, Vm, VolumeSnapshot
 from controller.store import backup_files, events, host_files, operations, snapshots, vms
-from tests.controller.factories import HOST, T0, add_host, add_snapshot, add_vm, at, both, frozen, held, host_vm
+from tests.controller.factories import HOST, T0, add_host, add_snapshot, add_vm, at, both, held, host_vm
 
 
 async def inventory(db: Database, host: str, *found: HostVm) -> None:
@@ -44,22 +44,6 @@ async def test_a_vm_that_moved_is_on_its_new_host(db: Database) -> None:
     await inventory(db, "kvm2", vm)
     await inventory(db, HOST)
     assert await db.run(vms.host_of, vm.uuid) == "kvm2"
-
-
-@pytest.mark.parametrize("shared", [True, False])
-async def test_frozen_files_follow_a_vm_that_was_moved_by_hand_where_its_disks_stand_on_them(
-    db: Database, shared: bool
-) -> None:
-    vm = host_vm()
-    frozen_file = vm.disks[0].chain[-1].path if shared else "/elsewhere/vda.qcow2"
-    await inventory(db, HOST, vm)
-    for path in (frozen_file, "/images/another-branch.qcow2"):
-        await db.run(add_snapshot, vm.uuid, volumes=[frozen(path=path)])
-    await inventory(db, "kvm2", vm)
-    assert await db.run(snapshots.held, vm.uuid, "kvm2") == []  # while both define it nobody knows where it is
-    await inventory(db, HOST)
-    followed = await db.run(snapshots.held, vm.uuid, "kvm2")
-    assert set(followed) == ({frozen_file, "/images/another-branch.qcow2"} if shared else set())
 
 
 @pytest.mark.case("P8")
