@@ -30,14 +30,14 @@ async def merge(job: Job, remarks: list[str]) -> int:
             moved_bytes += moved
             remarks += await sync.refreshed(job)
         except OutcomeUnknown as err:
-            remarks.append(f"hidden bases: {err}")
+            remarks.append(f"files kept out of sight: {err}")
             break
         except Error as err:
             if job.in_doubt:
                 raise
             for undo in job.pending_undo():
                 await undo()
-            remarks.append(f"hidden bases were kept: {sync.reason_of(err)}")
+            remarks.append(f"files kept out of sight were not merged away: {sync.reason_of(err)}")
             break
     return moved_bytes
 

@@ -160,7 +160,7 @@ async def test_a_base_that_cannot_be_merged_yet_is_a_remark_and_goes_with_the_ne
     one.agent.undeletable = set(await one.hidden())
     operation = await one.delete(children[1])
     assert operation.state == "succeeded"
-    assert "hidden bases were kept" in operation.result["remarks"][0]
+    assert "files kept out of sight were not merged away" in operation.result["remarks"][0]
     await one.check()
     one.agent.undeletable = set()
     assert (await one.delete(await one.snapshot())).state == "succeeded"
