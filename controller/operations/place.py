@@ -162,7 +162,8 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     seed = await job.db.run(_seed, job.vm)
     lost = {one.type: one.reason for one in view.missing if one.type not in {*seed.held, *seed.blank}}
     if lost and not wanted.force:
-        reason = f"{'. '.join(lost.values())}. Restore them first, or let it go with older copies or none: --force"
+        reasons = "; ".join(lost.values())
+        reason = f"{reasons}; restore them first, or let it go with older copies or none: --force"
         raise HostFilesMissing(vm=job.vm, types=" and ".join(lost), reason=reason)
     facts = await job.db.run(vms.definition, job.vm, source)
     older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
@@ -183,7 +184,7 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     blank = [kind for kind in sync.expected_of(facts) if kind in seed.blank and kind not in {*kept, *seeds}]
     expected = [kind for kind in sync.expected_of(facts) if kind not in {*seeds, *blank}]
     if none := [kind for kind in expected if kind not in kept or kept[kind].sha256 is None]:
-        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"No copy is held, and {reason}")
+        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"no copy is held, and {reason}")
     if not wanted.force:
         _require_fresh(facts, source, reason, {kind: kept[kind] for kind in expected})
     shas = {kind: str(kept[kind].sha256) for kind in expected} | seeds
@@ -292,7 +293,7 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
             await transaction.abort(job.at(source), job.id_for(_DEPART))
             await _take_away(job, source, keep)
     except Error as err:
-        remark = f"host {source} still defines it: {sync.reason_of(err)} Place it here again when that host answers"
+        remark = f"host {source} still defines it ({sync.reason_of(err)}); place it here again when that host answers"
         return {**result, "left_on": [source], "remarks": [remark]}
     return result
 
