@@ -151,6 +151,10 @@ class Hypervisor:
         except DomainNotFound:
             return
 
+    async def has_secret(self, uuid: UUID) -> bool:
+        """Return whether libvirt keeps a secret of this UUID."""
+        return await self._host_call("has_secret", lambda connection: _has_secret(connection, uuid))
+
     async def versions(self) -> Versions:
         """Return the versions of libvirt and QEMU."""
         return await self._host_call("versions", _versions)
@@ -228,6 +232,16 @@ def _describe(domain: Any) -> DomainState:
         managed_save=bool(domain.hasManagedSaveImage()),
         autostart=bool(domain.autostart()),
     )
+
+
+def _has_secret(connection: Any, uuid: UUID) -> bool:
+    try:
+        connection.secretLookupByUUIDString(str(uuid))
+    except libvirt.libvirtError as err:
+        if err.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
+            return False
+        raise
+    return True
 
 
 def _versions(connection: Any) -> Versions:

@@ -105,6 +105,11 @@ def _outcome(plan: Plan, volume: DoomedVolume, errors: dict[str, Problem], *, do
     )
 
 
+def has_replaced(plan: Plan) -> bool:
+    """Tell whether a frozen file has taken its child's place, so that its snapshot cannot be brought back."""
+    return any(isinstance(step, ReplaceChild) and not Path(step.frozen).exists() for step in flat(plan.switch))
+
+
 def _left(child: Path, frozen: Path) -> bool:
     return dependents.backing_of(child) != frozen
 

@@ -199,8 +199,12 @@ class Manager:
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
-        """Return the file that holds a captured host file, in its wire format, until the transaction ends."""
+        """Return the file that holds a captured host file, in its wire format, until the transaction ends.
+
+        Raises what ended it where it was aborted, HostFileNotFound.
+        """
         running = self.running(id_)
+        outcome(running)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
         return staging_dir(self.tools.limits, id_) / type_

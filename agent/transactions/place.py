@@ -19,12 +19,13 @@ from agent.errors import (
     DomainNotFound,
     FrozenFileAltered,
     HostFileMissing,
+    HostFileShared,
     HostFileUnsupported,
     HostUnsuitable,
     ImageRefused,
     StorageFailed,
 )
-from agent.host import files, images
+from agent.host import files, images, neighbours
 from agent.host.domain_xml import Domain, emulator_of, parse
 from agent.host.tpm_archive import STATE_DIRECTORIES
 from agent.limits import Limits
@@ -62,7 +63,7 @@ class PlaceSurveyor:
         """Look at everything that the domain will need here, lock its images, and plan.
 
         Raises DomainExists, HostUnsuitable, ImageRefused and its like, FrozenFileAltered, HostFileMissing,
-        HostFileUnsupported, DomainNameRefused; HypervisorUnavailable where libvirt does not answer.
+        HostFileShared, HostFileUnsupported, DomainNameRefused; HypervisorUnavailable where libvirt does not answer.
         """
         request = self.request
         for other in await self.work.hypervisor.domains():
@@ -71,6 +72,13 @@ class PlaceSurveyor:
         domain = parse(request.domain_xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if (domain.uuid, domain.name) != (request.vm, request.name):
             raise DomainNameRefused(name=request.name, reason="the definition is another domain's")
+        users = await self.work.inventory.neighbours()
+        if domain.nvram and (sharing := await asyncio.to_thread(neighbours.with_nvram, users, domain.nvram)):
+            shared = {"type": "nvram", "path": str(domain.nvram), "others": ", ".join(sharing)}
+            raise HostFileShared(name=domain.name, **shared)
+        if domain.tpm_secret is not None and not await self.work.hypervisor.has_secret(domain.tpm_secret):
+            reason = "its TPM state is encrypted with it, and could not be read"
+            raise HostUnsuitable(name=domain.name, what=f"the libvirt secret {domain.tpm_secret}", reason=reason)
         plan, disks = await asyncio.to_thread(self._look, domain)
         await asyncio.to_thread(require_free_names, plan)
         expected = [ref.type for ref in request.host_files]

@@ -24,7 +24,7 @@ from agent.host import dependents, files, images
 from agent.transactions import journal as records
 from agent.transactions import steps, surveyors
 from agent.transactions.archive_steps import ReceiveImage
-from agent.transactions.describe import describe, merge_outcomes, sources, target_of, with_received
+from agent.transactions.describe import describe, has_replaced, merge_outcomes, sources, target_of, with_received
 from agent.transactions.journal import Entry
 from agent.transactions.locks import HeldLocks
 from agent.transactions.model import AnyStep, RebaseChild, flat
@@ -226,9 +226,10 @@ class Running:
         """Merge every disk; the frozen files go only when all can, so that the snapshot is usable until then.
 
         A frozen file that cannot be moved brings back those that were. Raises what keeps them from being brought
-        back, or from being looked at: then nothing has ended, and the next try goes on from there.
+        back, and what a disk refused once a child was replaced: then the next try goes on from there.
         """
         errors: dict[str, Problem] = {}
+        passing: list[Error] = []
         for group in self.plan.switch:
             self._final = self._final or not (self.withdrawn or all(isinstance(step, RebaseChild) for step in group))
             if errors or (self.withdrawn and not self._final):
@@ -238,6 +239,10 @@ class Running:
             for step, result in zip(group, results, strict=True):
                 if isinstance(result, BaseException) and not (self.withdrawn and not self._final):
                     errors[target_of(step)] = problem_of(result)
+                    passing += [result] if isinstance(result, NoSpace | StorageFailed) else []
+        replaced = bool(passing) and await asyncio.to_thread(has_replaced, self.plan)
+        if replaced:
+            raise passing[0]
         if errors:
             await self._put_back()
         stopped = self.withdrawn is not None and not self._final
@@ -247,14 +252,10 @@ class Running:
 
     async def _put_back(self) -> None:
         """Undo what can be undone of a merge; the first error is raised when all was tried."""
-        failures: list[Error] = []
-        for step in flat(self.plan.switch):
-            try:
-                await self._at(f"undo {step.name}", steps.undo, step, self._work)
-            except Error as err:
-                failures.append(err)
-        if failures:
-            raise failures[0]
+        undone = (self._at(f"undo {step.name}", steps.undo, step, self._work) for step in flat(self.plan.switch))
+        for result in await asyncio.gather(*undone, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
     async def _clean(self) -> None:
         """Remove what is left over, and note which host files must exist from now on.

@@ -22,12 +22,17 @@ class Progress(Answer, kw_only=True, frozen=True):
 
 
 class Operation(Answer, kw_only=True, frozen=True):
-    """One piece of work. ``result`` names what it made or changed, for example ``{"snapshot": uuid}``."""
+    """One piece of work.
+
+    ``snapshot`` is the one that was named when it was asked for. ``result`` names what it made or changed, for
+    example ``{"snapshot": uuid}``.
+    """
 
     uuid: UUID
     kind: str
     vm: UUID | None
     host: str | None
+    snapshot: UUID | None = None
     state: OperationState
     step: str
     progress: Progress

@@ -37,7 +37,8 @@ class Image(Answer, kw_only=True, frozen=True):
 
 
 class Disk(Answer, kw_only=True, frozen=True):
-    """One disk of a domain. ``chain`` runs from the top file to the root; ``problem`` says why it is unreadable.
+    """One disk of a domain. ``chain`` runs from the top file to the root; ``problem`` says why it is unreadable: the
+    chain is then empty, or as it was last seen.
 
     ``excluded_because`` names the reason a snapshot cannot cover the disk (raw, block, network, read-only,
     shareable, no medium, ``snapshot='no'``), null where it can.

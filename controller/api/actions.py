@@ -170,7 +170,10 @@ class ActionRoutes:
         return await self._start(call, "snapshot-ungroup", wanted, _on_snapshot(call, id, _deletable), query)
 
     async def delete(self, call: Call, id: UUID, query: WaitQuery) -> Reply[Operation]:
-        """Delete a snapshot: merge its frozen files away, then remove it with its backup files."""
+        """Delete a snapshot: merge its frozen files away, then remove it with its backup files.
+
+        Asked for again while it waits for its VM to stop, it is the same operation.
+        """
         wanted = snapshot_delete.Wanted(snapshot=id)
         return await self._start(call, "snapshot-delete", wanted, _on_snapshot(call, id, _deletable), query)
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
+import typer
 from yarl import URL
 
 from agent.web.auth import Secret
@@ -32,7 +33,9 @@ _CHUNK_BYTES = 256 * 1024
 
 
 def path(*parts: str) -> str:
-    """Return ``/v1/...`` with each part quoted, so that no name can leave its place in the path."""
+    """Return ``/v1/...``, each part quoted, so that no name leaves its place. Raises BadParameter for an empty one."""
+    if not all(parts):
+        raise typer.BadParameter("a name or UUID is empty; nothing was changed")
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 

@@ -17,6 +17,9 @@ from agent.wire.problem import Problem
 
 SUCCESS, FAILED, USAGE, NOT_FOUND, CONFLICT, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
+#: Codes of what was typed wrong, whatever their HTTP status.
+_MISTYPED = frozenset({"name-invalid"})
+
 
 class Answered(Error):
     """The controller refused the call, or the operation failed."""
@@ -93,4 +96,4 @@ def exit_status(problem: Problem) -> int:
         503: UNREACHABLE,
         504: UNREACHABLE,
     }
-    return by_status.get(problem.status, FAILED)
+    return USAGE if problem.code in _MISTYPED else by_status.get(problem.status, FAILED)

@@ -22,7 +22,7 @@ def list_(
     session: Session,
     state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,
 ) -> None:
-    """List operations."""
+    """List operations, newest first."""
     found = session.client.items(path("operations"), Operation, **({"state": state} if state else {}))
     rows = [(one.uuid, one.kind, one.vm, one.host, one.state, one.step, when(one.created_at)) for one in found]
     headings = ("UUID", "KIND", "VM", "HOST", "STATE", "STEP", "CREATED")

@@ -117,7 +117,7 @@ def revert(
 def clone(
     session: Session,
     id: Id,
-    names: Annotated[list[str], typer.Argument(help="Names of the new VMs.", metavar="NAME...")],
+    names: Annotated[list[str], typer.Argument(help="Names of the new VMs.", metavar="NAME")],
     mode: Annotated[CloneMode, typer.Option(help="Overlays on the frozen disks, or copies of them.")] = "linked",
     tpm: Annotated[TpmChoice, typer.Option(help="A new TPM, or the snapshot's with its keys.")] = "reset",
 ) -> None:

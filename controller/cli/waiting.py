@@ -156,6 +156,7 @@ def operation_facts(operation: Operation) -> list[tuple[str, object]]:
         ("kind", operation.kind),
         ("vm", operation.vm),
         ("host", operation.host),
+        ("snapshot", operation.snapshot),
         ("state", operation.state),
         ("step", operation.step),
         ("progress", f"{size(done.done_bytes)} of {size(done.total_bytes)}" if done.total_bytes else "-"),

@@ -9,7 +9,7 @@ from agent.wire.finding import Finding
 from controller.db import Database
 from controller.doctor import chains, history, look, records
 from controller.doctor import hosts as host_checks
-from controller.doctor.look import Look
+from controller.doctor.look import Look, Together
 from controller.hosts import Hosts
 from controller.store import survey
 from controller.store.survey import Records
@@ -21,10 +21,10 @@ async def examine(db: Database, hosts: Hosts) -> list[Finding]:
     looks = await look.all_hosts(hosts, before)
     seen = _settled(before, await db.run(survey.take))
     found = await db.run(records.judge, seen)
-    named = _named(seen, looks)
+    together = _together(seen, looks)
     now, own = utc_now(), version("coldframe")
     for one in looks:
-        found += host_checks.judge(one, seen, own, now, named)
+        found += host_checks.judge(one, seen, own, now, together)
         found += chains.judge(one, seen)
         found += history.judge(one, seen)
     return list({(one.code, one.host, one.what): one for one in found}.values())
@@ -44,6 +44,13 @@ def _settled(before: Records, after: Records) -> Records:
     was, now = of_vms(before), of_vms(after)
     changed = {vm for vm in was.keys() | now.keys() if was.get(vm) != now.get(vm)}
     return replace(after, busy=before.busy | after.busy | changed)
+
+
+def _together(records: Records, looks: list[Look]) -> Together:
+    at_work = {one.id for each in looks for one in each.transactions if one.vm in records.busy}
+    at_work |= {uuid for each in looks for uuid in each.open_transactions()}
+    complete = all(each.facts is not None and not each.unanswered for each in looks)
+    return Together(named=_named(records, looks), at_work=at_work, complete=complete)
 
 
 def _named(records: Records, looks: list[Look]) -> set[str]:

@@ -113,8 +113,9 @@ def _deleted(look: Look, records: Records, uuid: UUID, at: datetime) -> Finding:
 def _unrecorded(look: Look, records: Records, deleted: dict[UUID, datetime]) -> Iterator[Finding]:
     """Snapshots that the host made and no record tells of."""
     standing = {image.path for vm in look.vms for disk in vm.disks for image in disk.chain[1:]}
-    # The files of a snapshot that was deleted may be recorded still, as hidden bases.
-    standing -= {one.path for one in records.volumes if one.host == look.host and not one.merged}
+    # The files of a snapshot that was deleted may be recorded still, as hidden bases; on another host where its VM was
+    # moved away from its clones.
+    standing -= {one.path for one in records.volumes if not one.merged}
     for one in look.transactions:
         if _lost(one, records) and one.snapshot not in deleted and standing & {file.path for file in one.volumes}:
             files = ", ".join(file.path for file in one.volumes)

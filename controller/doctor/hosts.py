@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from agent.wire.finding import Finding
 from agent.wire.transaction import Transaction
 from agent.wire.upkeep import Leftover
-from controller.doctor.look import Look
+from controller.doctor.look import Look, Together
 from controller.store.survey import Records
 
 #: Prepare and commit take seconds. A merge may take hours and is not judged by the clock.
@@ -14,8 +14,8 @@ HELD_UP_AFTER = timedelta(minutes=15)
 _LAPSED_AFTER = timedelta(minutes=1)
 
 
-def judge(look: Look, records: Records, version: str, now: datetime, named: set[str]) -> list[Finding]:
-    """Return what is wrong with one host. ``named``: every file that a record or any domain's chain names."""
+def judge(look: Look, records: Records, version: str, now: datetime, together: Together) -> list[Finding]:
+    """Return what is wrong with one host, in the light of what all of them show."""
     if look.facts is None:
         reason = "; ".join(look.unanswered) or "no answer"
         repair = "See that coldframe-agent runs there and can be reached: systemctl status coldframe-agent"
@@ -25,7 +25,7 @@ def judge(look: Look, records: Records, version: str, now: datetime, named: set[
         _keeper(look, records),
         _guards(look),
         _transactions(look, now),
-        _leftovers(look, records, named),
+        _leftovers(look, together),
     )
     return [finding for check in checks for finding in check]
 
@@ -98,17 +98,17 @@ def _held_up(one: Transaction, now: datetime) -> str | None:
     return "it takes too long" if now - one.started_at > HELD_UP_AFTER else None
 
 
-def _leftovers(look: Look, records: Records, named: set[str]) -> Iterator[Finding]:
+def _leftovers(look: Look, together: Together) -> Iterator[Finding]:
     if look.leftovers is None:
         return
-    at_work = {one.id for one in look.transactions if one.vm in records.busy} | set(look.open_transactions())
+    own = {one.id for one in look.transactions}
     for one in look.leftovers.items:
-        if one.transaction in at_work:
+        if one.transaction in together.at_work:
             continue
-        if one.kind == "staged" and one.removable:
+        if one.kind == "staged" and one.removable and (one.transaction in own or together.complete):
             what = f"{one.path} was put aside by work that has ended"
             yield _finding(look, "staged-leftover", what, "Remove it", severity="warning", safe=True, path=one.path)
-        elif one.kind == "overlay" and one.path not in named:
+        elif one.kind == "overlay" and one.path not in together.named:
             yield _stray(look, one)
     if not look.leftovers.complete:
         what = f"the search of host {look.host} for files left behind met its limit or a directory that it cannot read"

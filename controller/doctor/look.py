@@ -40,6 +40,19 @@ class Look:
         return {one.id: one for one in self.transactions if one.state not in ENDED}
 
 
+@dataclass(frozen=True)
+class Together:
+    """What the looks at all hosts show together: directories may be shared, so one alone tells too little.
+
+    ``named`` is every file that a record or any domain's chain names, ``at_work`` every transaction that is under way
+    or is of a VM at work, ``complete`` whether every host told all.
+    """
+
+    named: set[str]
+    at_work: set[UUID]
+    complete: bool
+
+
 async def all_hosts(hosts: Hosts, records: Records) -> list[Look]:
     """Look at every enrolled host."""
     return list(await asyncio.gather(*(_one(hosts, records, host.name) for host in records.hosts)))

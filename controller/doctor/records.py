@@ -85,7 +85,9 @@ def _vm(records: Records, vm: Vm, reachable: set[str]) -> Iterator[Finding]:
         return
     if vm.host is None:
         what = f"no enrolled host defines VM {vm.name}; what is recorded of it is kept"
-        repair = f"Define it again, or: coldframe vm forget {vm.uuid}"
+        repair = (
+            f"Define it again, or put it back: coldframe vm place {vm.uuid} HOST, or: coldframe vm forget {vm.uuid}"
+        )
         yield Finding(code="vm-nowhere", severity="info", what=what, repair=repair, **about)
         return
     if vm.state != "shut-off" or vm.uuid in records.busy:

@@ -164,7 +164,10 @@ class SnapshotProtected(Conflict):
     """The snapshot is protected against deletion."""
 
     code = "snapshot-protected"
-    message = "Snapshot {snapshot} is protected; nothing was changed. Take the protection off first"
+    message = (
+        "Snapshot {snapshot} is protected; nothing was changed. "
+        "Take the protection off first: coldframe snapshot unprotect {snapshot}"
+    )
 
 
 class FrozenFileHeld(Conflict):

@@ -64,7 +64,7 @@ class HostFilesMissing(Error):
     """Some of the VM's host files cannot be had, so there is no whole set to keep."""
 
     status, code = 409, "host-files-missing"
-    message = "The {types} of VM {vm} cannot be had: nothing was made, replaced or moved. {reason}"
+    message = "The {types} of VM {vm} cannot be had: {reason}. Nothing was made, replaced or moved"
 
 
 class DisksNotDeleted(Error):

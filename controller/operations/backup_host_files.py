@@ -92,5 +92,5 @@ def _require(
     """Raise HostFilesMissing where a type that the VM has is not at hand: a set with a hole is not a backup."""
     missing = [one for one in expected if one not in copies]
     if missing:
-        reasons = [failed.get(one, "No copy of it was taken yet: shut the VM down first") for one in missing]
-        raise HostFilesMissing(vm=job.vm, types=" and ".join(missing), reason=". ".join(dict.fromkeys(reasons)))
+        reasons = [failed.get(one, "no copy of it was taken yet; shut the VM down first") for one in missing]
+        raise HostFilesMissing(vm=job.vm, types=" and ".join(missing), reason="; ".join(dict.fromkeys(reasons)))

@@ -10,7 +10,7 @@ from uuid import UUID
 from agent.web.errors import Error
 from agent.wire.transaction import DeleteRequest, DoomedVolume, VolumeOutcome
 from controller.errors import OutcomeUnknown
-from controller.operations import ending, sync, transaction
+from controller.operations import elsewhere, ending, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
 from controller.store import bases
@@ -30,14 +30,14 @@ async def merge(job: Job, remarks: list[str]) -> int:
             moved_bytes += moved
             remarks += await sync.refreshed(job)
         except OutcomeUnknown as err:
-            remarks.append(f"hidden bases: {err}")
+            remarks.append(f"files kept out of sight: {err}")
             break
         except Error as err:
             if job.in_doubt:
                 raise
             for undo in job.pending_undo():
                 await undo()
-            remarks.append(f"hidden bases were kept: {sync.reason_of(err)}")
+            remarks.append(f"files kept out of sight were not merged away: {sync.reason_of(err)}")
             break
     return moved_bytes
 
@@ -50,7 +50,7 @@ async def _round(job: Job, number: int) -> int | None:
         return moved
     doomed = job.recalled(key, list[DoomedVolume])
     if doomed is None:
-        doomed = await job.db.run(bases.ripe, job.vm, job.host)
+        doomed = await job.db.run(bases.ripe, job.vm, job.host, await elsewhere.shown(job.db, job.hosts, job.host))
     if not doomed:
         return None
     end = Ending(

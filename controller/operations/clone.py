@@ -19,7 +19,7 @@ from agent.wire.plan import Plan, PlannedStep, planned
 from agent.wire.problem import Problem
 from agent.wire.transaction import CloneRequest, FrozenVolume, HostFileRef, Transaction
 from agent.wire.vm import HostVm
-from controller.errors import ClonesFailed, OperationCancelled, OutcomeUnknown, SnapshotBusy, SnapshotPartlyDeleted
+from controller.errors import ClonesFailed, OperationCancelled, OutcomeUnknown
 from controller.operations import leftovers, snapshot_create, sync, transaction
 from controller.operations.job import Job
 from controller.store import backup_files, clones, snapshots
@@ -86,7 +86,7 @@ async def run_of_vm(job: Job) -> dict[str, Any]:
 async def plan(job: Job) -> Plan:
     """Plan it: each clone as its host would make it, and those that are there already as notes."""
     wanted = job.wanted(Wanted)
-    group = await job.db.run(_cloneable, wanted.snapshot)
+    group = await job.db.run(snapshots.whole, wanted.snapshot)
     steps: list[PlannedStep] = []
     refusals: list[Problem] = []
     notes: list[str] = []
@@ -119,7 +119,7 @@ async def plan_of_vm(job: Job) -> Plan:
 
 async def make(job: Job, wanted: Wanted) -> dict[str, Any]:
     """Make the clones of a job that has settled what was left open."""
-    group = await job.db.run(_cloneable, wanted.snapshot)
+    group = await job.db.run(snapshots.whole, wanted.snapshot)
     made: list[dict[str, Any]] = []
     failed: list[tuple[Target, Error]] = []
     remarks: list[str] = []
@@ -137,16 +137,6 @@ async def make(job: Job, wanted: Wanted) -> dict[str, Any]:
     if failed:
         raise _failure(wanted, made, failed)
     return _told(wanted, made, remarks)
-
-
-def _cloneable(snapshot: UUID) -> Group:
-    """Return a snapshot that clones can be made of. Raises SnapshotNotFound, SnapshotBusy, SnapshotPartlyDeleted."""
-    group = snapshots.group(snapshot)
-    if group.snapshot.state != "ready":
-        raise SnapshotBusy(snapshot=snapshot, state=group.snapshot.state)
-    if gone := group.lost:
-        raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=snapshot)
-    return group
 
 
 def _told(wanted: Wanted, made: list[dict[str, Any]], remarks: list[str]) -> dict[str, Any]:

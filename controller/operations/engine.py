@@ -160,8 +160,8 @@ class Engine:
             if uuid in self._jobs:
                 continue
             # Ours and not begun: the database took the claim and then failed to say so.
-            dead = left.owner not in {None, self.owner} and await asyncio.to_thread(owners.is_dead, str(left.owner))
-            if await self.db.run(operations.claim, uuid, self.owner, lease_s, take_over=dead):
+            gone = left.owner is not None and await asyncio.to_thread(owners.is_dead, left.owner)
+            if await self.db.run(operations.claim, uuid, self.owner, lease_s, dead=left.owner if gone else None):
                 self._start(await self.db.run(operations.job, uuid))
         while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
             self._start(row)

@@ -33,7 +33,7 @@ from controller.errors import (
 )
 from controller.operations import leftovers, sync, transaction
 from controller.operations.job import CONCLUDED, Job
-from controller.store import backup_files, contents, host_files, operations, vms
+from controller.store import backup_files, clones, contents, host_files, operations, vms
 
 _PLACE, _DEPART = "place", "depart"
 #: What the VM's host files are on the new host, and when: before it could start there.
@@ -79,7 +79,7 @@ async def plan(job: Job) -> Plan:
     notes: list[str] = []
     try:
         for host in others:
-            leaving = DepartRequest(vm=job.vm)
+            leaving = DepartRequest(vm=job.vm, keep=await _shared_with(job, host) if job.host in hosts else [])
             found.append(await transaction.plan(job.at(host), job.id_for(f"take away from {host}"), leaving))
     except (HostUnreachable, HostNotFound) as err:
         notes.append(f"its definition stays there: {sync.reason_of(err)}")
@@ -102,6 +102,7 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
     there = job.at(source)
     facts = await transaction.reach(there, partial(there.client.vm, job.vm))
     present = await transaction.reach(there, partial(there.client.host_files, job.vm))
+    seed = await job.db.run(_seed, job.vm)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
         for one in present.items
@@ -112,7 +113,9 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
         domain_xml=facts.domain_xml,
         volumes=_volumes(facts.disks, compare=True),
         host_files=refs,
-        blank=[one.type for one in present.missing] if job.wanted(Wanted).force else [],
+        blank=[
+            one.type for one in present.missing if job.wanted(Wanted).force or one.type in (*seed.held, *seed.blank)
+        ],
     )
 
 
@@ -156,15 +159,19 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     copies = await transaction.fetch(there, view)
     for kind, one in copies.items():
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
-    lost = {one.type: one.reason for one in view.missing}
+    seed = await job.db.run(_seed, job.vm)
+    lost = {one.type: one.reason for one in view.missing if one.type not in {*seed.held, *seed.blank}}
     if lost and not wanted.force:
-        reason = f"{'. '.join(lost.values())}. Restore them first, or let it go with older copies or none: --force"
+        reasons = "; ".join(lost.values())
+        reason = f"{reasons}; restore them first, or let it go with older copies or none: --force"
         raise HostFilesMissing(vm=job.vm, types=" and ".join(lost), reason=reason)
     facts = await job.db.run(vms.definition, job.vm, source)
     older = [one for one in await job.db.run(host_files.best, job.vm, source) if one.type in lost]
     shas = {one.type: one.sha256 for one in older if one.sha256 is not None}
+    shas |= {one.type: seed.held[one.type][0] for one in view.missing if one.type in seed.held}
     shas |= {kind: _sha256(one[0]) for kind, one in copies.items()}
-    data, blank = await job.db.run(_bytes, shas), [kind for kind in lost if kind not in shas]
+    blank = [one.type for one in view.missing if one.type not in shas]
+    data = await job.db.run(_bytes, shas)
     return Load(facts.name, view.domain_xml, disks, data, blank, view.firmware, view, began_at)
 
 
@@ -172,16 +179,24 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     """Use what is held. Raises HostFilesMissing, HostFilesStale, VmMayRun."""
     facts = await job.db.run(vms.last_facts, job.vm)
     kept = {one.type: one for one in await job.db.run(host_files.best, job.vm, source)}
-    expected = sync.expected_of(facts)
+    seed = await job.db.run(_seed, job.vm)
+    seeds = {kind: sha256 for kind, (sha256, _) in seed.held.items() if kind not in kept}
+    blank = [kind for kind in sync.expected_of(facts) if kind in seed.blank and kind not in {*kept, *seeds}]
+    expected = [kind for kind in sync.expected_of(facts) if kind not in {*seeds, *blank}]
     if none := [kind for kind in expected if kind not in kept or kept[kind].sha256 is None]:
-        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"No copy is held, and {reason}")
+        raise HostFilesMissing(vm=job.vm, types=" and ".join(none), reason=f"no copy is held, and {reason}")
     if not wanted.force:
         _require_fresh(facts, source, reason, {kind: kept[kind] for kind in expected})
-    shas = {kind: str(kept[kind].sha256) for kind in expected}
+    shas = {kind: str(kept[kind].sha256) for kind in expected} | seeds
     as_of = min((at for kind in expected if (at := kept[kind].synced_at) is not None), default=None)
     data = await job.db.run(_bytes, shas)
     compare = not wanted.force and source is not None
-    return Load(facts.name, facts.domain_xml, facts.disks, data, as_of=as_of, compare=compare)
+    return Load(facts.name, facts.domain_xml, facts.disks, data, blank, as_of=as_of, compare=compare)
+
+
+def _seed(vm: UUID) -> clones.Seed:
+    """Return what a clone that never started is to have where it has nothing yet; nothing for any other VM."""
+    return clones.seed_of(vm) or clones.Seed(held={}, blank=[])
 
 
 def _require_fresh(
@@ -254,7 +269,7 @@ async def _conclude(job: Job, source: str | None, load: Load | None) -> dict[str
         "vm": str(job.vm),
         "host": job.host,
         "from": source,
-        "host_files_as_of": job.recalled("as_of", str),
+        "host_files_as_of": job.memo.get("as_of"),
         "left_on": [],
         "remarks": [],
     }
@@ -278,7 +293,7 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
             await transaction.abort(job.at(source), job.id_for(_DEPART))
             await _take_away(job, source, keep)
     except Error as err:
-        remark = f"host {source} still defines it: {sync.reason_of(err)} Place it here again when that host answers"
+        remark = f"host {source} still defines it ({sync.reason_of(err)}); place it here again when that host answers"
         return {**result, "left_on": [source], "remarks": [remark]}
     return result
 

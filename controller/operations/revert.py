@@ -6,6 +6,7 @@ only those disks go back: the host files are left alone, and the VM still stands
 only part of it moved.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,9 +20,9 @@ from agent.wire.host_file import HOST_FILE_TYPES, HostFileType
 from agent.wire.plan import Plan, PlannedStep
 from agent.wire.transaction import FrozenVolume, HostFileRef, RevertRequest, Transaction
 from controller.db import write
-from controller.errors import OutcomeUnknown, SnapshotPartlyDeleted
+from controller.errors import OutcomeUnknown
 from controller.operations import bases as merging
-from controller.operations import ending, leftovers, snapshot_delete, sync, transaction
+from controller.operations import elsewhere, ending, leftovers, snapshot_delete, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job
 from controller.operations.snapshot_create import completeness
@@ -117,7 +118,21 @@ async def _held(job: Job, wanted: Wanted) -> list[str]:
     if wanted.undo_point:
         return []
     known = job.recalled(_HELD, list[str])
-    return await job.db.run(snapshots.held, job.vm, job.host) if known is None else known
+    return await _needed(job) if known is None else known
+
+
+async def _needed(job: Job) -> list[str]:
+    """Return what snapshots hold, and those of the VM's files on which a VM of whichever host stands."""
+    standing = await job.db.run(bases.standing, job.host, await elsewhere.shown(job.db, job.hosts, job.host))
+    facts = await job.db.run(vms.definition, job.vm, job.host)
+    files = {image.path for disk in facts.disks for image in disk.chain}
+    return sorted(
+        {*await job.db.run(snapshots.held, job.vm), *(path for path in files if _by_others(job, standing, path))}
+    )
+
+
+def _by_others(job: Job, standing: Mapping[str, list[bases.Child]], path: str) -> bool:
+    return any((child.vm, child.host) != (job.vm, job.host) for child in standing.get(path, []))
 
 
 def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: list[str]) -> RevertRequest:
@@ -127,8 +142,7 @@ def build_request(job: Job, wanted: Wanted, group: Group, end: Ending, held: lis
     volumes = [volume for volume in group.volumes if volume.target in targets]
     if unknown := targets - {volume.target for volume in volumes}:
         raise InvalidRequest(where="body.volumes", reason=f"the snapshot has no disk {', '.join(sorted(unknown))}")
-    if gone := [target for target in group.lost if target in targets]:
-        raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=wanted.snapshot)
+    group.require_whole(targets)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
         for one in group.backups

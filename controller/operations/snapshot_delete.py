@@ -1,8 +1,9 @@
 """Delete a snapshot, wherever it stands in the tree: its frozen files are merged away, then its records go.
 
-A file on which several others stand, or another VM, is kept as a hidden base; bases that are left with one child by it
-are merged away in the same operation. A disk that cannot be merged keeps the snapshot, with its backup files and the
-other disks' outcome, so that the call can be repeated. While the VM runs the deletion waits for it to stop.
+A file on which several others stand, or another VM on whichever host, is kept as a hidden base; bases that are left
+with one child by it are merged away in the same operation. A disk that cannot be merged keeps the snapshot, with its
+backup files and the other disks' outcome, so that the call can be repeated. While the VM runs the deletion waits for
+it to stop.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from agent.wire.base import Request
 from agent.wire.plan import Plan, Would, planned
 from agent.wire.transaction import DeleteRequest, DoomedVolume, Transaction, VolumeOutcome
 from controller.errors import DisksNotDeleted, FrozenFileHeld, OperationCancelled, SnapshotProtected
-from controller.operations import bases, ending, leftovers, sync, transaction
+from controller.operations import bases, elsewhere, ending, leftovers, sync, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import CONCLUDED, Job, Parked
 from controller.store import bases as store
@@ -160,13 +161,14 @@ async def fate_of(job: Job, group: Group) -> Fate:
     Raises FrozenFileHeld where another snapshot holds one of them. A hidden base that is the same file keeps it.
     """
     doomed, kept = [], []
+    stands = await job.db.run(store.standing, job.host, await elsewhere.shown(job.db, job.hosts, job.host))
     for volume in group.volumes:
         if volume.merged:
             continue
         others = await _other_holders(job, volume)
-        standing = await job.db.run(store.children, volume.host, volume.path)
-        if not others and store.is_ripe(standing, job.vm):
-            paths = [child.path for child in standing]
+        above = stands.get(volume.path, [])
+        if not others and store.is_ripe(above, job.vm):
+            paths = [child.path for child in above]
             doomed.append(DoomedVolume(target=volume.target, path=volume.path, children=paths))
         else:
             kept.append(volume.target)
@@ -174,11 +176,14 @@ async def fate_of(job: Job, group: Group) -> Fate:
 
 
 async def _other_holders(job: Job, volume: GroupVolume) -> list[GroupVolume]:
-    """Return the hidden bases that are this very file. Raises FrozenFileHeld where it is another snapshot's."""
-    holding = await job.db.run(snapshots.holding, volume.host, volume.path)
+    """Return the records by which this file has to stay: hidden bases, and whatever is recorded of another host.
+
+    Raises FrozenFileHeld where it is another snapshot's.
+    """
+    holding = await job.db.run(snapshots.holding, volume.path)
     others = [one for one in holding if one.snapshot != volume.snapshot]
     for other in others:
-        if other.snapshot is not None:
+        if other.snapshot is not None and other.host == volume.host:
             facts = {"target": volume.target, "snapshot": volume.snapshot, "path": volume.path}
             raise FrozenFileHeld(**facts, other=other.snapshot)
     return others

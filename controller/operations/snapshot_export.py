@@ -32,7 +32,7 @@ from controller.archive.manifest import (
 from controller.archive.pack import member, pack
 from controller.archive.transfers import Sink
 from controller.db import read
-from controller.errors import OperationCancelled, SnapshotBusy, SnapshotPartlyDeleted, TransferBroken
+from controller.errors import OperationCancelled, TransferBroken
 from controller.operations import leftovers, transaction
 from controller.operations.job import Job
 from controller.store import backup_files, snapshots
@@ -82,11 +82,7 @@ async def plan(job: Job) -> Plan:
 def _read(snapshot: UUID) -> tuple[Group, dict[str, bytes]]:
     """Return the snapshot, and the members that the records hold. Raises SnapshotBusy, SnapshotPartlyDeleted."""
     with read():
-        group = snapshots.group(snapshot)
-        if group.snapshot.state != "ready":
-            raise SnapshotBusy(snapshot=snapshot, state=group.snapshot.state)
-        if gone := [volume.target for volume in group.volumes if volume.merged]:
-            raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=snapshot)
+        group = snapshots.whole(snapshot)
         held: dict[HostFileType, bytes] = {one.type: backup_files.data(one.uuid) for one in group.backups}
     return group, {DOMAIN_XML: group.domain_xml.encode()} | {HOST_FILE_NAMES[t]: data for t, data in held.items()}
 

@@ -1,10 +1,13 @@
-"""Frozen files and what stands on them: told by the records of all snapshots, hidden bases and VMs of one host.
+"""Frozen files and what stands on them: told by the records of all snapshots, hidden bases and VMs of all hosts.
 
 A *hidden base* is a frozen file whose snapshot is gone while several files stand on it, or another VM does. It is no
 part of any list or tree, and goes when one child is left.
+
+Hosts may share their directories, and neither libvirt nor the locks of images tell one host what another one uses. So
+the same path on two hosts counts as the same file: where it is not, a file is kept longer than it had to be.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,34 +19,55 @@ from controller.db import read, write
 from controller.models import VmDefinition, VolumeSnapshot
 from controller.store import clones
 
+#: A VM as a host has just shown it, with the name of that host.
+Shown = tuple[str, HostVm]
+
 
 @dataclass(frozen=True, order=True)
 class Child:
-    """A file that stands directly on a frozen one: another frozen file of a VM, or the present top of one."""
+    """A file that stands on a frozen one: another frozen file of a VM, or the present top of one on this host."""
 
     path: str
     vm: UUID
+    host: str
+
+
+def standing(host: str, elsewhere: Iterable[Shown] = ()) -> dict[str, list[Child]]:
+    """Return what stands on each file, by the records and what ``elsewhere`` other hosts have just shown.
+
+    On ``host`` only what stands directly on it: the rest is that. Of a VM of another host the whole chain counts,
+    with its top, since nothing may be written there that it reads. A linked clone that no host has shown, or whose
+    disks its host cannot read, is told by the record of its making.
+    """
+    found: dict[str, set[Child]] = {}
+    for path, child in _all(host, elsewhere):
+        found.setdefault(path, set()).add(child)
+    return {path: sorted(children) for path, children in found.items()}
 
 
 def children(host: str, path: str) -> list[Child]:
-    """Return what stands directly on a file, by the records: as new as the last look at the host.
+    """Return what stands on one file, as seen from the work of this host."""
+    return standing(host).get(path, [])
 
-    A linked clone that the host has not shown yet is told by the record of its making.
-    """
+
+def _all(host: str, elsewhere: Iterable[Shown]) -> Iterator[tuple[str, Child]]:
     with read():
-        found = {Child(made, vm) for vm, made in clones.unseen_on(host, path)}
-        standing = (VolumeSnapshot.host == host, VolumeSnapshot.backing == path, ~VolumeSnapshot.merged)
-        found |= {Child(row.path, row.vm_id) for row in VolumeSnapshot.select().where(*standing)}
-        for row in VmDefinition.select().where(VmDefinition.host == host):
-            disks = msgspec.convert(row.facts, HostVm).disks
-            tops = (disk.chain[0] for disk in disks if disk.chain)
-            found |= {Child(top.path, row.vm_id) for top in tops if top.backing == path}
-    return sorted(found)
+        for made in clones.made_on():
+            yield made.stands_on, Child(made.path, made.vm, made.host)
+        for row in VolumeSnapshot.select().where(VolumeSnapshot.backing.is_null(False), ~VolumeSnapshot.merged):
+            yield str(row.backing), Child(row.path, row.vm_id, row.host)
+        known = [(row.host_id, msgspec.convert(row.facts, HostVm)) for row in VmDefinition.select()]
+    for place, vm in [*known, *elsewhere]:
+        for disk in vm.disks:
+            chain = disk.chain[:1] if place == host else disk.chain
+            yield from ((one.backing, Child(one.path, vm.uuid, place)) for one in chain if one.backing is not None)
+            if place != host and disk.path is not None:
+                yield disk.path, Child(disk.path, vm.uuid, place)
 
 
-def is_ripe(standing: list[Child], vm: UUID) -> bool:
+def is_ripe(above: list[Child], vm: UUID) -> bool:
     """Tell whether a file can be merged away in the course of work on this VM: nobody else's work depends on it."""
-    return len(standing) < 2 and all(child.vm == vm for child in standing)
+    return len(above) < 2 and all(child.vm == vm for child in above)
 
 
 def hide(snapshot: UUID, targets: list[str]) -> None:
@@ -58,27 +82,30 @@ def hidden(host: str) -> list[VolumeSnapshot]:
     return list(found.order_by(VolumeSnapshot.id))
 
 
-def ripe(vm: UUID, host: str) -> list[DoomedVolume]:
+def ripe(vm: UUID, host: str, elsewhere: Iterable[Shown] = ()) -> list[DoomedVolume]:
     """Return hidden bases that can go now: at most one for each target, and none that stands on another of them.
 
     One that a snapshot holds too stays: the VM was put on it by hand, and frozen there.
     """
     chosen: dict[str, DoomedVolume] = {}
     with read():
+        stands = standing(host, elsewhere)
         for row in hidden(host):
-            standing = children(host, row.path)
-            near = {row.path, row.backing, *(child.path for child in standing)}
-            touched = _held(host, row.path) or not near.isdisjoint(one.path for one in chosen.values())
-            mine = is_ripe(standing, vm) and (row.vm_id == vm or bool(standing))
+            above = stands.get(row.path, [])
+            near = {row.path, row.backing, *(child.path for child in above)}
+            touched = _held(row) or not near.isdisjoint(one.path for one in chosen.values())
+            mine = is_ripe(above, vm) and (row.vm_id == vm or bool(above))
             if mine and not touched and row.target not in chosen:
-                paths = [child.path for child in standing]
+                paths = [child.path for child in above]
                 chosen[row.target] = DoomedVolume(target=row.target, path=row.path, children=paths)
     return list(chosen.values())
 
 
-def _held(host: str, path: str) -> bool:
-    own = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged, ~VolumeSnapshot.hidden)
-    return VolumeSnapshot.select().where(*own).exists()
+def _held(row: VolumeSnapshot) -> bool:
+    """Return whether another record holds the same file: a snapshot's, or what another host keeps."""
+    others = (VolumeSnapshot.path == row.path, ~VolumeSnapshot.merged, VolumeSnapshot.id != row.id)
+    elsewhere = ~VolumeSnapshot.hidden | (VolumeSnapshot.host != row.host)
+    return VolumeSnapshot.select().where(*others, elsewhere).exists()
 
 
 def record(host: str, path: str, outcome: VolumeOutcome) -> None:

@@ -4,7 +4,7 @@ A row is ``creating`` from before the host is told to commit until its end is kn
 snapshots by UUID alone, for it outlives them; it goes when the clone itself is forgotten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ import msgspec
 
 from agent.wire.clone import CloneMode, TpmChoice
 from agent.wire.host_file import HOST_FILE_TYPES, HostFileFormat, HostFileType
-from agent.wire.vm import HostVm
+from agent.wire.vm import Disk, HostVm
 from controller.db import read, write
 from controller.errors import VmExists
 from controller.models import Clone, Content, Vm
@@ -49,6 +49,16 @@ class Unfinished:
     vm: UUID
     operation: UUID
     transaction: UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """One disk of a linked clone as it was made: the clone's own file, and the frozen file that it stood on."""
+
+    vm: UUID
+    host: str
+    path: str
+    stands_on: str
 
 
 class Seed(msgspec.Struct, kw_only=True, frozen=True):
@@ -159,15 +169,31 @@ def seed_of(vm: UUID) -> Seed | None:
         return Seed(held=held, blank=["tpm"] if row.tpm == "reset" else [])
 
 
-def unseen_on(host: str, path: str) -> list[tuple[UUID, str]]:
-    """Return the linked clones made of this frozen file that no look at the host has shown, each with its own file.
+def made_on() -> list[Made]:
+    """Return the files of linked clones, as they were made, that no look at a host has shown or can show now.
 
-    One that was looked at stands where its facts say: it may have been snapshotted, merged or removed since.
+    One that was looked at stands where its facts say: it may have been snapshotted, merged or removed since. Where
+    a host defines it and cannot read one of its disks (a file system is not mounted) they say nothing.
     """
-    seen = Vm.select(Vm.uuid).where(Vm.seen_at.is_null(False))
-    unseen = (Clone.host == host, Clone.mode == "linked", Clone.vm.not_in(seen))
-    rows = Clone.select().where(*unseen).order_by(Clone.created_at)
-    return [(row.vm, disk["path"]) for row in rows for disk in row.result.get("disks", []) if disk["stands_on"] == path]
+    seen = {row.uuid: row.host_id is not None and _is_unreadable(row) for row in _looked_at()}
+    rows = Clone.select().where(Clone.mode == "linked").order_by(Clone.created_at)
+    return [
+        Made(vm=row.vm, host=row.host, path=disk["path"], stands_on=disk["stands_on"])
+        for row in rows
+        if seen.get(row.vm, True)
+        for disk in row.result.get("disks", [])
+        if disk["stands_on"] is not None
+    ]
+
+
+def _looked_at() -> Iterable[Vm]:
+    rows: Iterable[Vm] = Vm.select(Vm.uuid, Vm.host, Vm.disks).where(Vm.seen_at.is_null(False))
+    return rows
+
+
+def _is_unreadable(row: Vm) -> bool:
+    disks = msgspec.convert(row.disks, list[Disk])
+    return any(disk.path is not None and disk.excluded_because is None and not disk.chain for disk in disks)
 
 
 def _row(vm: UUID, transaction: UUID) -> Clone | None:

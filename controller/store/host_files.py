@@ -6,10 +6,11 @@ differ from it, and comparing the two could clear a mark that must stay.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from agent.wire.base import utc_now
 from agent.wire.fleet import VmHostFile
 from agent.wire.host_file import FORMATS, HostFileType
 from controller.db import read, write
@@ -17,6 +18,9 @@ from controller.errors import HostFileNotHeld, VmNotFound
 from controller.models import Clone, Content, HostFile, Vm
 from controller.store import contents, events
 from controller.store.contents import Held
+
+#: A time further ahead of now than this was written before our clock was set back; a small step is no such thing.
+_SET_BACK = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileTy
         wanted = set(types) | _types_of(vm) | {row.type for row in _rows(vm, host)}
         for type_ in sorted(wanted):
             row = _ensure(vm, host, type_)
-            if row.dirty_since is None or row.dirty_since < at:
+            if row.dirty_since is None or row.dirty_since < at or _of_another_clock(row.dirty_since, at):
                 _update(row, dirty_since=at)
 
 
@@ -65,17 +69,24 @@ def record_sync(  # noqa: PLR0917 - a copy has these facts, in the order of the 
     """
     with write():
         row = _ensure(vm, host, type)
-        if row.synced_at is not None and row.synced_at > began_at:
+        kept_at = row.synced_at
+        if kept_at is not None and kept_at > began_at and not _of_another_clock(kept_at, began_at):
             return False
         sha256 = contents.hold(held[0])
         dirty_since = row.dirty_since
-        if clean and dirty_since is not None and dirty_since < began_at:
-            dirty_since = None
+        if clean and dirty_since is not None:
+            dirty_since = None if dirty_since < began_at or _of_another_clock(dirty_since, began_at) else dirty_since
         elif not clean and dirty_since is None:
             dirty_since = began_at
         _update(row, content=sha256, path=path, synced_at=began_at, reason=None, dirty_since=dirty_since)
         contents.sweep()
     return True
+
+
+def _of_another_clock(at: datetime, began_at: datetime) -> bool:
+    """Tell whether a time was written before our clock was set back, and so before ``began_at`` by a right one."""
+    now = utc_now()
+    return at > now + _SET_BACK and began_at <= now
 
 
 def moved(

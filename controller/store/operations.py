@@ -25,6 +25,8 @@ from controller.store.paging import Slice, after_position, filtered, page_of
 
 #: In the memo of an operation that was parked: how often.
 TRIES = "tries"
+#: What seems to be parked for longer was parked before the clock was set back.
+_PARKED_MAX = timedelta(hours=1)
 #: Their host is the caller's choice, or that of the files; all others are done where their VM is.
 _HOST_CHOSEN = frozenset({"vm-place", "snapshot-import", "snapshot-export"})
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
@@ -62,11 +64,15 @@ def enqueue(
     """Queue an operation; event ``operation.queued``.
 
     The same ``key`` with the same kind, VM and request gives back the operation that it made before, whatever
-    became of it. Raises IdempotencyConflict for another request.
+    became of it. Raises IdempotencyConflict for another request. Without a key the same request gives back the one
+    that is parked: two of it would have to be withdrawn one by one.
     """
     body_hash = _body_hash(kind, vm, request)
     with write():
-        known = None if key is None else Operation.get_or_none(Operation.idempotency_key == key)
+        again = (
+            Operation.parked_until.is_null(False) & (Operation.state == "queued") & (Operation.body_hash == body_hash)
+        )
+        known = Operation.get_or_none(again if key is None else Operation.idempotency_key == key)
         if known is not None:
             if known.body_hash != body_hash:
                 raise IdempotencyConflict(key=key)
@@ -155,7 +161,8 @@ def _host_now(row: Operation) -> str | None:
 def _may_be_tried(row: Operation) -> bool:
     """Tell whether a parked operation's VM is off by now, and a moment has passed since the last try."""
     off = Vm.get_or_none(Vm.uuid == row.vm, Vm.state == "shut-off")
-    return off is not None and row.parked_until is not None and row.parked_until <= utc_now()
+    left = (row.parked_until or utc_now()) - utc_now()
+    return off is not None and not timedelta(0) < left <= _PARKED_MAX
 
 
 def park(uuid: UUID, again_s: float) -> wire.Operation:
@@ -180,15 +187,17 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
         return get(uuid)
 
 
-def claim(uuid: UUID, owner: str, lease_s: float, *, take_over: bool = False) -> bool:
-    """Take one operation: queued, or running with a lease that ran out, or anyone's with ``take_over``.
+def claim(uuid: UUID, owner: str, lease_s: float, *, dead: str | None = None) -> bool:
+    """Take one operation: queued, or running with a lease that ran out, or running for the owner ``dead``.
 
-    Take over only where the former owner is known to be dead (``owners.is_dead``).
+    ``dead`` is an owner known to be so (``owners.is_dead``); what another took from it meanwhile is not taken again.
     """
     with write():
         row = _row(uuid)
         lapsed = row.lease_until is None or row.lease_until < utc_now()
-        if row.state == "queued" or (row.state == "running" and (take_over or lapsed or row.owner == owner)):
+        if row.state == "queued" or (
+            row.state == "running" and (lapsed or row.owner == owner or (dead is not None and row.owner == dead))
+        ):
             _take(uuid, owner, lease_s)
             return True
     return False
@@ -340,6 +349,12 @@ def _job(row: Operation) -> Job:
     )
 
 
+def _about(request: Any) -> UUID | None:
+    """Return the snapshot that a request names."""
+    named = request.get("snapshot") if isinstance(request, dict) else None
+    return UUID(named) if isinstance(named, str) else None
+
+
 def _wire(row: Operation) -> wire.Operation:
     percent = None if row.total_bytes <= 0 else min(100, row.done_bytes * 100 // row.total_bytes)
     return wire.Operation(
@@ -347,6 +362,7 @@ def _wire(row: Operation) -> wire.Operation:
         kind=row.kind,
         vm=row.vm,
         host=row.host,
+        snapshot=_about(row.request),
         state=row.state,
         step=row.step,
         progress=wire.Progress(done_bytes=row.done_bytes, total_bytes=row.total_bytes, percent=percent),

@@ -13,7 +13,7 @@ from agent.wire import snapshot as wire
 from agent.wire.backup_file import BackupFile as WireBackupFile
 from agent.wire.transaction import FirmwareFile
 from controller.db import read
-from controller.errors import SnapshotNotFound
+from controller.errors import SnapshotBusy, SnapshotNotFound, SnapshotPartlyDeleted
 from controller.models import BackupFile, Snapshot, Vm, VolumeSnapshot
 from controller.store import backup_files
 from controller.store.paging import Slice, after_position, filtered, page_of
@@ -60,6 +60,11 @@ class Group:
         """Name the disks that a deletion has merged away or begun to write to: they cannot be had from it any more."""
         return [volume.target for volume in self.volumes if volume.merged or volume.altered]
 
+    def require_whole(self, targets: Iterable[str] | None = None) -> None:
+        """Raise SnapshotPartlyDeleted where a disk, or one of these, cannot be had from it any more."""
+        if gone := [target for target in self.lost if targets is None or target in set(targets)]:
+            raise SnapshotPartlyDeleted(targets=", ".join(gone), snapshot=self.snapshot.uuid)
+
 
 def get(uuid: UUID) -> wire.Snapshot:
     """Return one. Raises SnapshotNotFound."""
@@ -82,6 +87,15 @@ def group(uuid: UUID) -> Group:
             transaction=row.transaction,
             ungrouped=row.ungrouped,
         )
+
+
+def whole(uuid: UUID) -> Group:
+    """Return one that copies can be made of. Raises SnapshotNotFound, SnapshotBusy, SnapshotPartlyDeleted."""
+    found = group(uuid)
+    if found.snapshot.state != "ready":
+        raise SnapshotBusy(snapshot=uuid, state=found.snapshot.state)
+    found.require_whole()
+    return found
 
 
 def tree(vm: UUID) -> list[wire.Snapshot]:
@@ -112,15 +126,15 @@ def older_automatic(vm: UUID, than: UUID) -> list[UUID]:
     return [row.uuid for row in query.order_by(Snapshot.created_at)]
 
 
-def holding(host: str, path: str) -> list[GroupVolume]:
-    """Return the volume snapshots on this host that hold this very file: several where a VM was put back on it."""
-    conditions = (VolumeSnapshot.host == host, VolumeSnapshot.path == path, ~VolumeSnapshot.merged)
+def holding(path: str) -> list[GroupVolume]:
+    """Return the volume snapshots of all hosts that hold this file: several where a VM was put back on it."""
+    conditions = (VolumeSnapshot.path == path, ~VolumeSnapshot.merged)
     return [_volume(row) for row in VolumeSnapshot.select().where(*conditions).order_by(VolumeSnapshot.id)]
 
 
-def held(vm: UUID, host: str) -> list[str]:
-    """Return the files on this host that a VM's snapshots hold, and its hidden bases."""
-    conditions = (VolumeSnapshot.vm == vm, VolumeSnapshot.host == host, ~VolumeSnapshot.merged)
+def held(vm: UUID) -> list[str]:
+    """Return the files that a VM's snapshots hold, and its hidden bases, under whichever host they are recorded."""
+    conditions = (VolumeSnapshot.vm == vm, ~VolumeSnapshot.merged)
     return sorted({row.path for row in VolumeSnapshot.select(VolumeSnapshot.path).where(*conditions)})
 
 

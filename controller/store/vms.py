@@ -246,12 +246,26 @@ def _row(uuid: UUID) -> Vm:
 
 
 def _define(host: str, vm: HostVm) -> None:
+    before = VmDefinition.get_or_none(VmDefinition.vm == vm.uuid, VmDefinition.host == host)
+    if before is not None:
+        vm = msgspec.structs.replace(vm, disks=_with_last_chains(vm.disks, msgspec.convert(before.facts, HostVm).disks))
     if Vm.get_or_none(Vm.uuid == vm.uuid) is None:
         Vm.create(uuid=vm.uuid, **_columns(vm))
         events.append("vm.added", host=host, vm=vm.uuid, data={"name": vm.name})
     VmDefinition.insert(vm=vm.uuid, host=host, facts=vm).on_conflict(
         conflict_target=[VmDefinition.vm, VmDefinition.host], update={"facts": vm}
     ).execute()
+
+
+def _with_last_chains(disks: list[Disk], before: list[Disk]) -> list[Disk]:
+    """Return the disks, each that cannot be read now with the chain that it had: what it stands on is needed still."""
+    last = {(disk.target, disk.path): disk.chain for disk in before}
+    return [
+        msgspec.structs.replace(disk, chain=last.get((disk.target, disk.path), []))
+        if disk.problem is not None and not disk.chain
+        else disk
+        for disk in disks
+    ]
 
 
 def _settle(uuid: UUID, at: datetime | None) -> None:

@@ -1,5 +1,6 @@
 """A VM's volumes as its host last showed them, with the snapshots that own the files of each chain."""
 
+from collections.abc import Iterable
 from uuid import UUID
 
 from agent.wire.fleet import ChainFile, VmVolume
@@ -8,7 +9,8 @@ from agent.wire.vm import Disk
 from controller.db import read
 from controller.errors import DisksNotRemoved, VmDefined
 from controller.models import Clone, HostFile, VolumeSnapshot
-from controller.store import vms
+from controller.store import bases, snapshots, vms
+from controller.store.bases import Shown
 
 
 def of_vm(uuid: UUID) -> list[VmVolume]:
@@ -50,6 +52,24 @@ def disks_of(uuid: UUID) -> dict[str, list[UnwantedImage]]:
         host: [UnwantedImage(target=target, path=path) for path, target in files.items()]
         for host, files in found.items()
     }
+
+
+def needed_by_others(uuid: UUID, host: str, images: Iterable[UnwantedImage], shown: Iterable[Shown]) -> str | None:
+    """Say which of a VM's files on a host another VM needs, on whichever host; None where none does.
+
+    ``shown`` are the VMs that the other hosts have just shown.
+    """
+    with read():
+        standing = bases.standing(host, shown)
+        for image in images:
+            others = [child for child in standing.get(image.path, []) if child.vm != uuid]
+            if others:
+                child = others[0]
+                return f"{image.path} is needed by VM {child.vm} on host {child.host}, for {child.path}"
+            held = [one for one in snapshots.holding(image.path) if one.vm != uuid]
+            if held:
+                return f"{image.path} is held by the snapshots of VM {held[0].vm} on host {held[0].host}"
+    return None
 
 
 def _known_places(uuid: UUID) -> set[str]:

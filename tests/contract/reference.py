@@ -126,6 +126,7 @@ def _commands(command: object, path: str, rows: list[tuple[str, ...]]) -> None:
             continue
         if parameter.param_type_name == "argument":
             metavar = parameter.metavar or str(parameter.name).upper()
+            metavar += "..." if parameter.nargs == -1 else ""
             words.append(metavar if parameter.required else f"[{metavar}]")
         else:
             # Of a switch that is on, the way to turn it off is worth telling.

@@ -17,7 +17,7 @@ IN_FORCE = (
     + [f"D{n}" for n in range(1, 11)]
     + [f"C{n}" for n in range(1, 6)]
     + [f"P{n}" for n in range(1, 9)]
-    + ["F1", "F2", "F3", "F4", "F6", "F7", "F8", "X7"]
+    + ["F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "X7"]
 )
 
 

@@ -376,6 +376,8 @@ class FakeHost:
         )
 
     def _disk(self, target: str, path: str) -> Disk:
+        if path not in self.files:
+            return Disk(target=target, path=path, format="qcow2", problem="it is not there")
         images = [
             Image(
                 path=name,

@@ -196,3 +196,32 @@ def test_agent_that_hangs_leaves_the_controller_answering_and_goes_on_when_it_is
         process.send(SIGCONT)
     assert fleet.ended()[0]["state"] == "succeeded"
     fleet.sound()
+
+
+@pytest.mark.case("F4")
+@pytest.mark.parametrize(
+    ("point", "ends"), [("after journal prepared", "failed"), ("before switch-disks vda vdb", "succeeded")]
+)
+def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_finishes_what_was(
+    fleet: Fleet, point: str, ends: str
+) -> None:
+    fleet.restart_controller()
+    before = seen(fleet.guest)
+    fleet.agent.stop()
+    fleet.agent.stops_at(point)
+    fleet.agent.start()
+    try:
+        fleet.ask("snapshot", "create", fleet.id, f"asleep {ends}")
+        wait_until("the point", lambda: point in fleet.agent.points(), 30, every_s=0.05)
+        time.sleep(LEASE_S + 1)
+        assert fleet.json("operation", "list")["items"][0]["state"] == "running"
+        assert fleet.host.virsh("start", fleet.id, check=False).returncode != 0
+    finally:
+        assert fleet.agent.process is not None
+        fleet.agent.process.send(SIGCONT)
+    ended = fleet.ended()[0]
+    assert ended["state"] == ends, ended
+    assert ends == "succeeded" or ended["error"]["code"] == "lease-expired"
+    assert seen(fleet.guest) == before
+    fleet.sound()
+    fleet.starts()

@@ -1,13 +1,16 @@
 """Moving a VM between two real hosts that share their images."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from tests.e2e.conftest import Pair, run_once
-from tests.lab.guest import Guest
+from tests.lab.guest import Guest, Shape
 from tests.lab.host import LabHost
 
 pytestmark = pytest.mark.real
@@ -125,3 +128,60 @@ def test_what_the_other_host_lacks_is_refused_before_anything_is_touched(pair: P
     assert not defined(pair.b.host, guest)
     assert [name is None for name in host_files(guest)] == [name is None for name in before]
     guest.start()
+
+
+@pytest.mark.case("D3")
+def test_a_deletion_keeps_what_a_running_clone_on_the_other_host_reads(pair: Pair, moving: Moving) -> None:
+    source = run_once(moving(disks=1))
+    source.disk("vda").write(1 << 20, b"frozen")
+    lower = pair.coldframe("snapshot", "create", str(source.uuid), "lower")["uuid"]
+    source.disk("vda").write(2 << 20, b"frozen too")
+    upper = pair.coldframe("snapshot", "create", str(source.uuid), "upper")["uuid"]
+    source.disk("vda").write(1 << 20, b"later.")
+    name = f"{source.name}-clone"
+    (made,) = pair.coldframe("snapshot", "clone", upper, name)["items"]
+    here = Guest(pair.a.host, Shape(name, disks=1), UUID(made["uuid"]))
+    clone = on(pair.b.host, here)
+    apart = move_apart(here)
+    try:
+        pair.coldframe("vm", "place", made["uuid"], "b")
+        before, own = clone.disk("vda").sha256(), source.disk("vda").sha256()
+        clone.start()
+        for snapshot in (lower, upper):
+            done = pair.coldframe("snapshot", "delete", snapshot)
+            assert done["result"]["hidden"] == ["vda"], done
+        assert clone.state() == "running"
+        clone.destroy()
+        clone.wait_off()
+        assert (clone.disk("vda").sha256(), source.disk("vda").sha256()) == (before, own)
+        clone.start()
+        clone.destroy()
+        clone.wait_off()
+        pair.a.host.virsh("undefine", "--nvram", str(source.uuid))
+        pair.soon("the source is gone", lambda: pair.vm(source)["host"] is None)
+        code, problem = pair.a.refused("vm", "forget", str(source.uuid), "--disks")
+        assert (code, problem["code"]) == (4, "disks-not-removed")
+        assert clone.disk("vda").sha256() == before
+    finally:
+        for host in (pair.a.host, pair.b.host):
+            host.virsh("destroy", made["uuid"], check=False)
+            host.virsh("undefine", "--nvram", made["uuid"], check=False)
+        shutil.rmtree(apart)
+
+
+def move_apart(guest: Guest) -> Path:
+    """Move a guest's top file to a directory that no other image is in, as an administrator does; return that."""
+    old = guest.disk_path("vda")
+    new = old.parent / guest.name / old.name
+    directory = guest.host.path(new.parent)
+    directory.mkdir()
+    directory.chmod(0o711)
+    guest.host.path(old).rename(guest.host.path(new))
+    definition = guest.host.path(old.parent) / f"{guest.name}.xml"
+    try:
+        xml = guest.host.virsh("dumpxml", "--inactive", "--security-info", str(guest.uuid)).stdout
+        definition.write_text(xml.replace(str(old), str(new)))
+        guest.host.virsh("define", str(old.parent / definition.name))
+    finally:
+        definition.unlink(missing_ok=True)
+    return directory

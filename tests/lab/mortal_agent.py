@@ -1,7 +1,8 @@
 """An agent that dies where a test says: ``python -m tests.lab.mortal_agent serve --config FILE``.
 
 It is the agent itself with another checkpoint. ``MORTAL_AGENT_POINTS`` names a file that gets a line for each point
-passed; ``MORTAL_AGENT_DIES_AT`` names the point at which the process kills itself with SIGKILL.
+passed; ``MORTAL_AGENT_DIES_AT`` names the point at which the process kills itself with SIGKILL, and
+``MORTAL_AGENT_STOPS_AT`` the one at which it stops itself with SIGSTOP, once.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from agent.web import log
 from tests.lab.daemons import AgentDaemon
 from tests.lab.host import LabHost
 
-POINTS, DIES_AT = "MORTAL_AGENT_POINTS", "MORTAL_AGENT_DIES_AT"
+POINTS, DIES_AT, STOPS_AT = (f"MORTAL_AGENT_{what}" for what in ("POINTS", "DIES_AT", "STOPS_AT"))
 
 
 class MortalAgent(AgentDaemon):
@@ -31,6 +32,11 @@ class MortalAgent(AgentDaemon):
         self.points_file.write_text("")
         self.env = {POINTS: "/run/points"} | ({DIES_AT: name} if name else {})
 
+    def stops_at(self, name: str) -> None:
+        """Set where the next process stops, and forget which points were passed."""
+        self.dies_at(None)
+        self.env[STOPS_AT] = name
+
     def points(self) -> list[str]:
         """List the points passed since the last start."""
         return self.points_file.read_text().splitlines()
@@ -43,6 +49,9 @@ def checkpoint(name: str) -> None:
             file.write(f"{name}\n")
     if os.environ.get(DIES_AT) == name:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get(STOPS_AT) == name:
+        del os.environ[STOPS_AT]
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ exec {real} "$@"
         house = self.house
         tops = house.tops(machine.uuid).values()
         others = [top for one in self.machines if one != machine.uuid for top in house.tops(one).values()]
-        others += [Path(path) for one in self.machines for path in await house.db.run(snapshots.held, one, HOST)]
+        others += [Path(path) for one in self.machines for path in await house.db.run(snapshots.held, one)]
         needed = {file for head in others for file in chain(head)} | self.templates.keys()
         gone = {file for top in tops for file in chain(top)} - needed
         house.undefine(machine.uuid)

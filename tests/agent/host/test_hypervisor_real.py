@@ -283,3 +283,12 @@ async def test_undefining_leaves_every_file_and_can_be_repeated(
         await hypervisor.domain(guest.uuid)
     for path in files[:2]:
         path.unlink()
+
+
+async def test_a_secret_is_there_or_is_not(host: LabHost, hypervisor: Hypervisor, tmp_path: Path) -> None:
+    secret = uuid4()
+    assert not await hypervisor.has_secret(secret)
+    xml = tmp_path / "secret.xml"
+    xml.write_text(f"<secret ephemeral='yes'><uuid>{secret}</uuid><usage type='vtpm'><name>t</name></usage></secret>")
+    host.virsh("secret-define", str(xml))
+    assert await hypervisor.has_secret(secret)

@@ -94,6 +94,10 @@ class PlayedHypervisor:
         for suffix in (".xml", ".flags"):
             self._path(uuid, must_exist=False).with_suffix(suffix).unlink(missing_ok=True)
 
+    async def has_secret(self, uuid: UUID) -> bool:
+        self._check("has_secret")
+        return (self.directory / f"{uuid}.secret").exists()
+
     def _path(self, uuid: UUID, must_exist: bool = True) -> Path:
         path = self.directory / f"{uuid}.xml"
         if must_exist and not path.exists():

@@ -6,7 +6,9 @@ recovery runs here and the host is looked over.
 """
 
 import multiprocessing
+import shutil
 import signal
+import subprocess
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -67,6 +69,25 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     return rig, (msgspec.json.encode(story.delete_request(taken, children)), {})
 
 
+class Moment:
+    """A host right before a transaction. It is built once; ``again`` brings it back, on the same paths."""
+
+    def __init__(self, rig: Rig, prepared: Prepared) -> None:
+        self.rig, self.prepared = rig, prepared
+        self.old, self.before = rig.contents(), rig.files()
+        self._kept = rig.root.with_name(f"{rig.root.name}.kept")
+        self._copy(rig.root, self._kept)
+
+    def again(self) -> None:
+        """Undo whatever happened since: every file has its bytes, owner and times of that moment."""
+        shutil.rmtree(self.rig.root)
+        self._copy(self._kept, self.rig.root)
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        subprocess.run(["cp", "-a", "--sparse=always", source, target], check=True)
+
+
 async def archive(manager: Manager, kind: str, taken: Transaction, host_files: dict[HostFileType, bytes]) -> Prepared:
     if kind == "export":
         return msgspec.json.encode(story.export_request(taken)), {}
@@ -106,12 +127,12 @@ async def test_agent_killed_at_every_point_leaves_the_old_state_or_the_new(
 ) -> None:
     points = await points_of(tmp_path, kind)
     assert len(points) > 12
+    moment = Moment(*await build(tmp_path / "killed", kind))
     for number, name in enumerate(points):
-        rig, prepared = await build(tmp_path / str(number), kind)
-        old, before = rig.contents(), rig.files()
-        assert kill_at(processes, rig.root, kind, number, prepared) == -signal.SIGKILL, name
-        await settle(rig)
-        check(rig, kind, name, old, before)
+        moment.again()
+        assert kill_at(processes, moment.rig.root, kind, number, moment.prepared) == -signal.SIGKILL, name
+        await settle(moment.rig)
+        check(moment.rig, kind, name, moment.old, moment.before)
         visit(name)
     visit(f"transaction {KINDS_OF.get(kind, kind.partition('-')[0])}")
 
@@ -165,18 +186,18 @@ async def test_agent_killed_while_it_takes_a_commit_back_leaves_the_old_state(
     executioner = story.Executioner()
     await story.fail(rig, executioner, kind, *prepared)
     begun = executioner.points.index("before journal rollback")
+    moment = Moment(*await build(tmp_path / "killed", kind))
     for number, name in list(enumerate(executioner.points))[begun:]:
-        rig, prepared = await build(tmp_path / str(number), kind)
-        old, before = rig.contents(), rig.files()
-        process = processes.Process(target=story.failing_victim, args=(rig.root, kind, number, *prepared))
+        moment.again()
+        process = processes.Process(target=story.failing_victim, args=(moment.rig.root, kind, number, *moment.prepared))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL, name
-        await settle(rig)
-        check(rig, kind, name, old, before)
+        await settle(moment.rig)
+        check(moment.rig, kind, name, moment.old, moment.before)
         if name != "before journal rollback":  # until that record the commit stands, and libvirt takes it by then
-            assert rig.contents() == old, name
-            assert rig.files() == before, name
+            assert moment.rig.contents() == moment.old, name
+            assert moment.rig.files() == moment.before, name
         visit(name)
 
 

@@ -15,6 +15,7 @@ from agent.errors import (
     DomainRunning,
     FrozenFileAltered,
     HostFileMissing,
+    HostFileShared,
     HostUnsuitable,
     HypervisorUnavailable,
     ImageRefused,
@@ -142,6 +143,32 @@ async def test_what_the_new_host_lacks_is_refused_by_name_and_nothing_is_left(ri
     with pytest.raises(DomainNameRefused, match="move it away"):
         await story.place(manager, request, files)
     assert rig.nvram.read_bytes() == b"left by another"
+
+
+async def test_a_domain_does_not_come_to_an_nvram_file_that_another_one_names(rig: Rig) -> None:
+    request, files = await emptied(rig)
+    taken = request.domain_xml.replace(str(VM), str(UUID(int=7))).replace("<name>win11<", "<name>twin<")
+    (rig.hypervisor.directory / f"{UUID(int=7)}.flags").write_text("")
+    (rig.hypervisor.directory / f"{UUID(int=7)}.xml").write_text(taken)
+    before = rig.files()
+    with pytest.raises(HostFileShared, match="twin"):
+        await story.place(rig.manager(), request, files)
+    assert rig.files() == before
+
+
+async def test_an_encrypted_tpm_comes_only_to_a_host_that_has_its_secret(rig: Rig) -> None:
+    request, files = await emptied(rig)
+    secret = uuid4()
+    open_tpm = "<backend type='emulator' version='2.0'/>"
+    sealed = f"<backend type='emulator' version='2.0'><encryption secret='{secret}'/></backend>"
+    assert open_tpm in request.domain_xml
+    request = changed(request, domain_xml=request.domain_xml.replace(open_tpm, sealed))
+    before = rig.files()
+    with pytest.raises(HostUnsuitable, match=f"the libvirt secret {secret}"):
+        await story.place(rig.manager(), request, files)
+    assert rig.files() == before
+    (rig.hypervisor.directory / f"{secret}.secret").touch()
+    assert (await story.place(rig.manager(), request, files)).state == "committed"
 
 
 async def test_what_was_left_when_the_domain_went_makes_room_when_it_comes_back(rig: Rig) -> None:

@@ -31,7 +31,7 @@ from controller.hosts import Hosts
 from controller.operations import snapshot_create, snapshot_export
 from controller.operations.engine import Engine, Limits
 from controller.operations.kinds import KINDS
-from controller.store import audit, backup_files, hosts, invariants, operations, snapshots, tokens, vms
+from controller.store import audit, backup_files, groups, hosts, invariants, operations, snapshots, tokens, vms
 from tests.agent.transactions.rig import VM, Rig, raw_sha256
 from tests.controller.archive import forge
 from tests.controller.world import HASTY
@@ -239,6 +239,15 @@ async def test_export_that_cannot_be_is_refused_before_its_first_byte(house: Hou
     answer = await house.call("GET", f"/v1/snapshots/{uuid4()}/export")
     assert (answer.status, (await answer.json())["code"]) == (404, "snapshot-not-found")
     assert house.stray() == []
+
+
+async def test_export_of_a_snapshot_of_which_a_deletion_has_altered_a_disk_is_refused(house: House) -> None:
+    taken = await house.snapshot()
+    await house.db.run(groups.altered, taken, "vda", "1:2")
+    answer = await house.call("GET", f"/v1/snapshots/{taken}/export")
+    told = await answer.json()
+    assert (answer.status, told["code"]) == (409, "snapshot-partly-deleted")
+    assert "vda" in told["detail"]
 
 
 async def test_import_whose_caller_hangs_up_leaves_nothing(house: House) -> None:

@@ -75,7 +75,7 @@ class FakeController:
     async def _handle(self, request: web.Request) -> web.Response:
         data = await request.read()
         path = request.rel_url.raw_path
-        body = msgspec.json.decode(data) if data else None
+        body = msgspec.json.decode(data) if data and request.content_type == "application/json" else None
         self.asked.append(Asked(request.method, path, dict(request.query), dict(request.headers), body))
         if self.plan_changes and request.query.get("dry_run") == "true":
             return web.Response(body=msgspec.json.encode(Plan.example()), content_type="application/json")

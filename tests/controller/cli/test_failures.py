@@ -124,6 +124,20 @@ def test_a_name_cannot_leave_its_place_in_the_path(fake: FakeController, coldfra
     assert fake.asked[-1].path == "/v1/vms/..%2Fhosts%3Fx%3D%C3%A4%23"
 
 
+@pytest.mark.parametrize("command", [("vm", "show", ""), ("snapshot", "tree", ""), ("snapshot", "show", "/x")])
+def test_an_empty_name_is_a_usage_error_and_asks_nobody(
+    fake: FakeController, coldframe: Coldframe, command: tuple[str, ...]
+) -> None:
+    done = coldframe(*command)
+    assert (done.status, "is empty; nothing was changed" in done.err, fake.asked) == (2, True, [])
+
+
+def test_a_name_that_is_refused_is_a_usage_error(fake: FakeController, coldframe: Coldframe) -> None:
+    problem = Problem(title="t", status=422, code="name-invalid", detail="VM name 'a/b' is refused")
+    fake.answer("POST", "/v1/vms/win11/snapshots", problem, status=422, kind="application/problem+json")
+    assert coldframe("snapshot", "create", "win11", "a/b", "--json").status == 2
+
+
 def test_an_unforeseen_error_is_no_traceback_on_stdout(coldframe: Coldframe, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a secret")

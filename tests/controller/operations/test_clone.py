@@ -173,7 +173,7 @@ async def test_disks_go_with_a_vm_on_demand_unless_somebody_stands_on_them(one: 
     del one.agent.vms[source]
     await look(one)
     before = dict(one.agent.files)
-    with pytest.raises(DisksNotRemoved, match="image-refused"):
+    with pytest.raises(DisksNotRemoved, match="is needed by VM"):
         await remove_disks(one.db, one.hosts, source)
     assert one.agent.files == before
     del one.agent.vms[vm]

@@ -145,7 +145,7 @@ async def test_an_engine_that_was_not_heard_of_lets_go_of_what_another_has_taken
     gate = Gate(one, PUT)
     first = await one.submit("snapshot-create", snapshot_create.Wanted())
     await gate.reached.wait()
-    await one.db.run(operations.claim, first.uuid, "another", 60.0, take_over=True)
+    await one.db.run(operations.claim, first.uuid, "another", 60.0, dead=one.engine.owner)
     one.engine.nudge()
     while one.engine._jobs:
         await asyncio.sleep(0)
@@ -160,9 +160,10 @@ async def test_what_a_dead_process_ran_is_resumed_before_its_lease_has_run_out(o
     gate = Gate(one, PUT)
     first = await one.submit("snapshot-create", snapshot_create.Wanted())
     await gate.reached.wait()
+    killed = one.engine.owner
     await one.kill()
     world, pid, _, token = owners.new().rsplit("/", 3)  # a process that had our number before us
-    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}", 3600.0, take_over=True)
+    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}", 3600.0, dead=killed)
     gate.opened.set()
     async with one.new_engine() as other:
         assert (await other.wait(first.uuid, 20)).state == "succeeded"

@@ -6,16 +6,19 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 
+from agent.client import AgentProblem
 from agent.wire.base import utc_now
 from agent.wire.transaction import DepartRequest
 from agent.wire.vm import VmState
-from controller.operations import restore_host_files, snapshot_create, snapshot_delete
+from controller.operations import place, restore_host_files, snapshot_create, snapshot_delete
+from controller.operations.job import Job
 from controller.store import host_files, operations, snapshots, vms, volumes
 from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import OTHER, Two, code, two
-from tests.controller.world import HOST
+from tests.controller.world import HASTY, HOST
 
 
 @pytest.fixture
@@ -157,3 +160,40 @@ async def test_a_vm_of_the_same_paths_on_other_disks_takes_no_frozen_files_along
     one.other.files = {path: FakeFile(backing=None) for path in copy.tops.values()}
     await one.look()
     assert {volume.host for volume in (await one.db.run(snapshots.get, snapshot)).volumes} == {HOST}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_clone_that_never_started_moves_with_its_seed(one: Two, lost: bool) -> None:
+    made = await one.clone(await one.snapshot(), "fresh")
+    uuid = UUID(made.result["clones"][0]["vm"])
+    one.agent.dead = lost
+    if not lost:
+        one.agent.vms[uuid].host_files.clear()
+    wanted = place.Wanted(host=OTHER)
+    queued = await one.engine.submit("vm-place", wanted, lambda: (uuid, OTHER), None)
+    done = await one.ended(queued.uuid)
+    assert done.state == "succeeded", done.error
+    assert one.other.vms[uuid].host_files == {"nvram": b"nvram of win11"}
+
+
+@pytest.mark.case("P3")
+async def test_a_vm_without_host_files_is_placed_when_its_host_is_lost(one: Two) -> None:
+    one.vm.expected, one.vm.host_files = [], {}
+    await one.look()
+    one.agent.dead = True
+    done = await one.place()
+    assert (done.state, done.result["host_files_as_of"], one.places) == ("succeeded", None, [HOST, OTHER]), done.error
+
+
+@pytest.mark.case("P8")
+async def test_a_dry_run_of_settling_a_conflict_says_what_stays_and_where_the_vm_is_gone(one: Two) -> None:
+    await in_conflict(one)
+    await one.lie_down()
+    request = msgspec.to_builtins(place.Wanted(host=OTHER))
+    queued = await one.db.run(operations.enqueue, "vm-place", one.vm.uuid, OTHER, request)
+    job = Job(await one.db.run(operations.job, queued.uuid), one.db, one.hosts, HASTY)
+    assert (await place.plan(job)).would == "succeed"
+    assert job.recalled(f"take away from {HOST}", list[str]) == ["nvram", "tpm"]
+    del one.other.vms[one.vm.uuid]
+    with pytest.raises(AgentProblem, match="domain-not-found"):
+        await place.plan(Job(await one.db.run(operations.job, queued.uuid), one.db, one.hosts, HASTY))

@@ -2,6 +2,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agent.wire.base import utc_now
 from controller.db import Database
 from controller.errors import HostFileNotHeld, VmNotFound
 from controller.store import host_files, vms
@@ -61,6 +62,30 @@ async def test_an_event_that_arrives_late_does_not_move_the_mark_back(db: Databa
     await db.run(host_files.note_started, vm, HOST, at(5))
     await db.run(host_files.note_started, vm, HOST, at(3))
     assert (await nvram(db, vm)).dirty_since == at(5)
+
+
+@pytest.mark.case("F5")
+async def test_a_clock_that_was_set_back_keeps_no_copy_from_being_taken_and_no_mark_from_being_cleared(
+    db: Database,
+) -> None:
+    vm, days = await db.run(add_vm), 3 * 86_400
+    now = (utc_now() - at(0)).total_seconds()
+    await sync(db, vm, now + days, b"before")
+    await db.run(host_files.note_started, vm, HOST, at(now + days + 1))
+    before = (await nvram(db, vm)).sha256
+    assert await sync(db, vm, now, b"after")
+    kept = await nvram(db, vm)
+    assert (kept.sha256 != before, kept.dirty_since) == (True, None)
+
+
+@pytest.mark.case("F5")
+async def test_a_start_during_a_sync_keeps_its_mark_after_the_clock_was_set_back(db: Database) -> None:
+    vm, days = await db.run(add_vm), 3 * 86_400
+    now = (utc_now() - at(0)).total_seconds()
+    await db.run(host_files.note_started, vm, HOST, at(now + days))
+    await db.run(host_files.note_started, vm, HOST, at(now - 1))
+    await sync(db, vm, now - 2)
+    assert (await nvram(db, vm)).dirty_since == at(now - 1)
 
 
 async def test_a_sync_that_ends_after_a_later_one_changes_nothing(db: Database) -> None:

@@ -57,6 +57,22 @@ async def test_without_a_key_each_request_is_an_operation(db: Database) -> None:
     assert await enqueue(db, vm) != await enqueue(db, vm)
 
 
+async def test_what_waits_for_its_vm_to_stop_is_not_queued_twice(db: Database) -> None:
+    vm, snapshot = uuid4(), uuid4()
+
+    async def asked(key: str | None = None) -> UUID:
+        body = {"snapshot": str(snapshot)}
+        return (await db.run(operations.enqueue, "snapshot-delete", vm, "kvm1", body, key=key)).uuid
+
+    first = await asked()
+    await claim(db)
+    assert (await db.run(operations.park, first, 60)).snapshot == snapshot
+    assert await asked() == first
+    assert await asked(key="another") != first
+    await db.run(operations.cancel, first)
+    assert await asked() != first
+
+
 @pytest.mark.case("S14")
 async def test_a_vms_operations_run_one_after_the_other_and_other_vms_are_not_held_up(db: Database) -> None:
     vm, other = uuid4(), uuid4()
@@ -104,9 +120,10 @@ async def test_a_running_operation_can_be_taken_over_only_when_its_lease_ran_out
     await db.run(lambda: Operation.update(lease_until=utc_now() - timedelta(seconds=1)).execute())
     assert await db.run(operations.claim, uuid, "me", LEASE_S)
     assert not await db.run(operations.claim, uuid, "you", LEASE_S)
-    assert await db.run(operations.claim, uuid, "you", LEASE_S, take_over=True)
+    assert await db.run(operations.claim, uuid, "you", LEASE_S, dead="me")
+    assert not await db.run(operations.claim, uuid, "they", LEASE_S, dead="me")
     await db.run(operations.finish, uuid, "succeeded")
-    assert not await db.run(operations.claim, uuid, "me", LEASE_S, take_over=True)
+    assert not await db.run(operations.claim, uuid, "me", LEASE_S, dead="you")
 
 
 async def test_renewing_extends_only_what_one_owner_runs(db: Database) -> None:
@@ -199,7 +216,7 @@ async def test_a_parked_operation_comes_after_all_others_and_only_once_its_vm_is
     await db.run(operations.progress, first, memo={"begun": True})
     assert (await db.run(operations.park, first, 0)).is_parked
     assert (await db.run(operations.job, first)).memo == {operations.TRIES: 1}
-    second = await enqueue(db, vm)
+    second = await enqueue(db, vm, kind="snapshot-create")
     assert await claimed(db) == [second]
     assert await db.run(operations.open_count, vm, parked=False) == 1
     await db.run(lambda: Vm.update(state="shut-off").where(Vm.uuid == vm).execute())
@@ -215,6 +232,15 @@ async def test_a_parked_operation_is_left_alone_for_a_moment_and_can_be_cancelle
     await db.run(operations.park, one, 60)
     assert await claimed(db) == []
     assert (await db.run(operations.cancel, one)).state == "cancelled"
+
+
+@pytest.mark.case("F5")
+async def test_a_parked_operation_is_tried_after_the_clock_was_set_back_by_days(db: Database) -> None:
+    vm = await db.run(add_vm, state="shut-off")
+    one = await enqueue(db, vm)
+    assert await claimed(db) == [one]
+    await db.run(operations.park, one, 3 * 86_400)
+    assert await claimed(db) == [one]
 
 
 async def test_an_operation_that_was_cancelled_before_it_was_parked_ends(db: Database) -> None:
