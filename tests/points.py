@@ -14,6 +14,7 @@ from importlib import import_module
 from types import FrameType, FunctionType
 from typing import Any, get_args
 
+import agent.transactions.manager  # noqa: F401 - with it every kind of step has said how it is undone
 from agent.client import AgentClient
 from agent.transactions import asked, journal, model, step, steps
 from controller import db
