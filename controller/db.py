@@ -39,6 +39,13 @@ _SQLITE_PRAGMAS = {
     "secure_delete": 1,  # deleted TPM states are overwritten, not left in free pages
 }
 
+#: A server that is away, a lock that somebody holds, a statement that hangs: each ends as DatabaseFailed.
+_POSTGRESQL_DEADLINES: dict[str, Any] = {
+    "connect_timeout": 10,  # s
+    "tcp_user_timeout": 30_000,  # ms until a peer that is gone is noticed
+    "options": "-c lock_timeout=10s -c statement_timeout=60s",  # as long as for SQLite's lock; no statement takes 1 s
+}
+
 #: Our code's mistakes: they are not the database's failure and are reported as unexpected.
 _MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, peewee.NotSupportedError)
 
@@ -239,7 +246,7 @@ def _connectable(url: str) -> _CountsWrites:
         # sqlite:////absolute/path and sqlite:///relative/path, as elsewhere; a path is not percent-decoded.
         return _Sqlite(rest[1:], pragmas=_SQLITE_PRAGMAS, autoconnect=False)
     if scheme == "postgresql" and urlsplit(url).path.strip("/"):
-        return _Postgresql(url, autoconnect=False, prefer_psycopg3=True)
+        return _Postgresql(url, autoconnect=False, prefer_psycopg3=True, **_POSTGRESQL_DEADLINES)
     raise DatabaseUnusable(url=_shown(url), reason="expected sqlite:////path/to/file or postgresql://host/name")
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from agent.wire.base import Request, utc_now
-from agent.wire.operation import Operation
+from agent.wire.operation import Operation, OperationState
 from agent.wire.retention import SetRetention
 from agent.wire.upkeep import Leftover
 from agent.wire.vm import Guard
+from controller.models import BackupFile, Content, Record, Snapshot, VolumeSnapshot
 from controller.operations import (
     backup_host_files,
     repair,
@@ -47,6 +48,8 @@ class Scenario:
     parts_stand: bool = False
     #: Strike each point once, however often it comes: what it does again, other scenarios do.
     once: bool = False
+    #: How it ends when nothing else happens to it.
+    ends: OperationState = "succeeded"
 
     async def begin(self, one: World) -> None:
         """Bring a fresh world to the moment before."""
@@ -155,6 +158,45 @@ async def hand_out(one: World) -> Operation:
     return await one.act("vm-backup-host-files", backup_host_files.Wanted(owners=[uuid4(), uuid4()]))
 
 
+def refused(act: Act) -> Act:
+    """Let the host refuse to commit, so that all is taken back."""
+
+    async def refused_act(one: World) -> Operation:
+        one.agent.refuse["POST /v1/transactions/{id}/commit"] = "storage-failed"
+        return await act(one)
+
+    return refused_act
+
+
+async def clone_once(one: World) -> Operation:
+    return await one.clone(await named(one, "first"), "a")
+
+
+async def read_what_is_torn(one: World) -> Operation:
+    one.vm.broken = {"tpm": "it is torn"}
+    return await one.sync()
+
+
+async def be_older_than_a_deletion(one: World) -> None:
+    """Put the records back that a deletion took away: those of what it deleted, and of what stood on that."""
+    await one.snapshot(name="second")
+    rows = await one.db.run(_rows)
+    assert (await one.delete(await named(one, "first"))).state == "succeeded"
+    await one.db.run(_put_back, rows)
+
+
+def _rows() -> dict[type[Record], list[Any]]:
+    return {table: list(table.select().dicts()) for table in (Content, Snapshot, VolumeSnapshot, BackupFile)}
+
+
+def _put_back(rows: dict[type[Record], list[Any]]) -> None:
+    for table in reversed(rows):
+        if table is not Content:  # host files hold some
+            table.delete().where(True).execute()
+    for table, found in rows.items():
+        table.insert_many(found).on_conflict_ignore().execute()
+
+
 SCENARIOS: dict[str, Scenario] = {
     "create": Scenario(kind="snapshot-create", act=take),
     "create-slowly": Scenario(kind="snapshot-create", act=take_slowly),
@@ -170,5 +212,10 @@ SCENARIOS: dict[str, Scenario] = {
     "verify-all": Scenario(kind="fleet-verify", once=True, act=check_all),
     "repair": Scenario(kind="fleet-repair", mends=True, once=True, prepare=leave_a_mess, act=tidy),
     "sync": Scenario(kind="vm-sync", act=read),
+    "create-refused": Scenario(kind="snapshot-create", ends="failed", act=refused(take)),
+    "revert-refused": Scenario(kind="snapshot-revert", ends="failed", act=refused(go_back)),
+    "clone-refused": Scenario(kind="snapshot-clone", ends="failed", act=refused(clone_once)),
+    "sync-torn": Scenario(kind="vm-sync", once=True, act=read_what_is_torn),
+    "repair-older": Scenario(kind="fleet-repair", mends=True, once=True, prepare=be_older_than_a_deletion, act=tidy),
     "backup": Scenario(kind="vm-backup-host-files", act=hand_out),
 }

@@ -195,3 +195,14 @@ async def test_a_commit_is_a_point_named_after_its_work_and_what_dies_before_it_
             await db.run(events.append, "vm.gone")
         assert heard[2:] == [f"{when} database store.events.append" for when in ("before", "after", "before")]
         assert [event.type for event in await db.run(events.read, 0, 10)] == ["vm.added"]
+
+
+async def test_a_lock_that_another_process_never_gives_back_is_an_error_with_a_deadline(tmp_path: Path) -> None:
+    async with Database(f"sqlite:///{tmp_path}/c.db") as db:
+        await db.run(lambda: database.execute_sql("PRAGMA busy_timeout = 50"))  # in place of 10 s
+        with contextlib.closing(sqlite3.connect(tmp_path / "c.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseFailed, match="locked"):
+                await db.run(events.trim, 1)
+            other.execute("ROLLBACK")
+        await db.run(events.trim, 1)

@@ -249,7 +249,7 @@ async def run(manager: Manager, kind: str, request: bytes, host_files: dict[Host
     """Run one transaction of a kind from beginning to end."""
     if kind == "snapshot":
         await snapshot(manager)
-    elif kind == "revert":
+    elif kind in {"revert", "bare-revert"}:
         await revert(manager, msgspec.json.decode(request, type=RevertRequest), host_files)
     elif kind == "export":
         await export(manager, msgspec.json.decode(request, type=ExportRequest))

@@ -24,13 +24,13 @@ from tests.visits import Visit
 
 Prepared = tuple[bytes, dict[HostFileType, bytes]]
 KINDS = (
-    *("snapshot", "revert", "restore", "delete", "delete-down", "delete-mixed"),
+    *("snapshot", "revert", "bare-revert", "restore", "delete", "delete-down", "delete-mixed"),
     *("clone", "full-clone", "export", "import"),
 )
 #: What leaves the domain alone and makes another one, or nothing.
 NEW = ("clone", "full-clone", "export", "import")
 #: Stories that are not named after their kind of transaction.
-KINDS_OF = {"full-clone": "clone"}
+KINDS_OF = {"full-clone": "clone", "bare-revert": "revert"}
 #: Which disks hold more below than above, so that their children are committed down and not rebased.
 HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
 
@@ -55,8 +55,10 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     if kind == "restore":
         rig.lose_host_files()
         return rig, (b"", host_files)
-    if kind == "revert":
-        return rig, (msgspec.json.encode(story.revert_request(taken, host_files)), host_files)
+    if kind.endswith("revert"):
+        gone: list[HostFileType] = ["tpm"] if kind == "bare-revert" else []  # to a moment before it had a TPM
+        kept = {type_: data for type_, data in host_files.items() if type_ not in gone}
+        return rig, (msgspec.json.encode(story.revert_request(taken, kept, remove=gone)), kept)
     if kind in {"export", "import"}:
         return rig, await archive(manager, kind, taken, host_files)
     if kind in NEW:
@@ -148,7 +150,7 @@ def check(rig: Rig, kind: str, point: str, old: dict[str, str], before: set[str]
     strays = [path for path in rig.files() - before - own if not path.startswith("images/")]
     assert not strays, f"{point}: {strays}"
     assert not [path for path in rig.files() if ".coldframe-" in path], point
-    if kind == "revert":
+    if kind.endswith("revert"):
         switched = len(added) == len(rig.targets)
         assert switched or not added, point
         assert all((new[part] == old[part]) is not switched for part in old), point
@@ -176,7 +178,7 @@ def check_new(rig: Rig, point: str, added: set[str]) -> None:
 
 
 @pytest.mark.case("F1")
-@pytest.mark.parametrize("kind", ["revert", "clone"])
+@pytest.mark.parametrize("kind", ["revert", "bare-revert", "clone", "import"])
 async def test_agent_killed_while_it_takes_a_commit_back_leaves_the_old_state(
     tmp_path: Path, processes: ForkServerContext, kind: str, visit: Visit
 ) -> None:

@@ -1,0 +1,163 @@
+"""What the controller commits beside its operations: calls that change records at once, and what it does by itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
+
+from agent.wire.fleet import AddHost
+from agent.wire.operation import Operation
+from agent.wire.retention import SetRetention
+from controller.app import make_app
+from controller.config import Config
+from controller.events import Follower, Pace
+from controller.operations import backup_host_files, snapshot_delete
+from controller.store import backup_files, events, hosts, operations, retention, tokens
+from tests.controller.fake_agent import TOKEN
+from tests.controller.world import HOST, World
+
+OTHER, OWNER = "kvm2", UUID("11f4a9d0-6f5e-4f8e-9d5a-0a9b7c1d2e3f")
+Act = Callable[[World], Awaitable[None]]
+
+
+class Interrupted(Exception):
+    """A call got no answer, or the answer that the database failed."""
+
+
+async def nothing(one: World) -> None:
+    """Leave the state as it is."""
+
+
+@dataclass(frozen=True)
+class Chore:
+    """``act`` may be done again, whatever became of it the first time."""
+
+    act: Act
+    prepare: Act = nothing
+
+
+def call(method: str, path: str, **body: Any) -> Act:
+    """Return a call of the API as an admin; done already, or not to be found any more, is as good."""
+
+    async def act(one: World) -> None:
+        secret = (await one.db.run(tokens.create, f"caller-{uuid4()}", "admin")).secret
+        app = make_app(Config(), one.db, one.hosts, one.engine, CollectorRegistry())
+        target = await _filled(one, path)
+        async with TestClient(TestServer(app), headers={"Authorization": f"Bearer {secret}"}) as client:
+            values = {
+                key: await _filled(one, value) if isinstance(value, str) else value for key, value in body.items()
+            }
+            async with client.request(method, target, json=values if body else None) as answer:
+                if answer.status not in {200, 201, 202, 204, 404, 409}:
+                    raise Interrupted(await answer.text())
+
+    return act
+
+
+async def _filled(one: World, text: str) -> str:
+    """Fill in what a call names: the VM, its snapshot, another address of the same agent, and what was prepared."""
+    copies = await one.db.run(backup_files.of_owner, OWNER)
+    found = {
+        "vm": one.vm.uuid,
+        "snapshot": next((item.uuid for item in await one.tree()), ""),
+        "url": str(one.hosts.client(HOST).url).replace("127.0.0.1", "localhost") if "{url}" in text else "",
+        "backup": next((item.uuid for item in copies if item.type == "nvram"), uuid4()),
+        "token": next((item.uuid for item in (await one.db.run(tokens.page, 99)).items if item.name == "old"), uuid4()),
+        "operation": next(iter(await _open(one)), uuid4()),
+    }
+    return text.format(**found)
+
+
+async def _open(one: World) -> list[UUID]:
+    found: list[Operation] = list((await one.db.run(operations.page, 99)).items)
+    return [item.uuid for item in found if item.ended_at is None]
+
+
+async def have_an_old_token(one: World) -> None:
+    await one.db.run(tokens.create, "old", "reader")
+
+
+async def have_another_host(one: World) -> None:
+    url = str(one.hosts.client(HOST).url).replace("127.0.0.1", "localhost")
+    one.agent.vms.clear()
+    await one.hosts.add(AddHost(name=OTHER, url=url, agent_token=TOKEN))
+    one.agent.vms[one.vm.uuid] = one.vm
+
+
+async def have_a_policy(one: World) -> None:
+    await one.db.run(retention.put, "last", SetRetention(vm=str(one.vm.uuid), keep_last=9))
+
+
+async def have_a_copy_of_another_owner(one: World) -> None:
+    await one.act("vm-backup-host-files", backup_host_files.Wanted(owners=[OWNER]))
+
+
+async def undefine(one: World) -> None:
+    del one.agent.vms[one.vm.uuid]
+    await look(one)
+
+
+async def have_a_deletion_that_waits(one: World) -> None:
+    one.vm.state = "running"
+    wanted = snapshot_delete.Wanted(snapshot=(await one.tree())[0].uuid)
+    queued = await one.submit("snapshot-delete", wanted)
+    while not (await one.db.run(operations.get, queued.uuid)).is_parked:
+        await asyncio.sleep(0.001)
+
+
+def _follower(one: World) -> Follower:
+    return Follower(HOST, one.db, one.hosts, one.engine.nudge, Pace())
+
+
+async def look(one: World) -> None:
+    """Look at the host."""
+    await _follower(one).look()
+
+
+async def let_it_start_and_stop(one: World) -> None:
+    one.agent.happen("vm.started", one.vm)
+    one.agent.happen("vm.stopped", one.vm)
+
+
+async def read_events(one: World) -> None:
+    await _follower(one).read_events(0)
+
+
+async def miss_the_host(one: World) -> None:
+    """Follow a host that does not answer until that is recorded."""
+    one.agent.dead = True
+    following = asyncio.ensure_future(_follower(one).run())
+    while (await one.db.run(hosts.get, HOST)).error is None and not following.done():
+        await asyncio.sleep(0.001)
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
+    one.agent.dead = False
+
+
+async def trim(one: World) -> None:
+    await one.db.run(events.trim, 1)
+
+
+CHORES: dict[str, Chore] = {
+    "token-create": Chore(call("POST", "/v1/tokens", name="ci", role="reader")),
+    "token-revoke": Chore(call("DELETE", "/v1/tokens/{token}"), have_an_old_token),
+    "host-add": Chore(call("POST", "/v1/hosts", name=OTHER, url="{url}", agent_token=TOKEN)),
+    "host-change": Chore(call("PATCH", f"/v1/hosts/{HOST}", url="{url}")),
+    "host-remove": Chore(call("DELETE", f"/v1/hosts/{OTHER}"), have_another_host),
+    "snapshot-edit": Chore(call("PATCH", "/v1/snapshots/{snapshot}", description="new")),
+    "policy-set": Chore(call("PUT", "/v1/retention-policies/last", vm="{vm}", keep_last=9)),
+    "policy-remove": Chore(call("DELETE", "/v1/retention-policies/last"), have_a_policy),
+    "backup-remove": Chore(call("DELETE", "/v1/backup-files/{backup}"), have_a_copy_of_another_owner),
+    "vm-forget": Chore(call("DELETE", "/v1/vms/{vm}?disks=true"), undefine),
+    "cancel": Chore(call("DELETE", "/v1/operations/{operation}"), have_a_deletion_that_waits),
+    "look": Chore(look),
+    "events": Chore(read_events, let_it_start_and_stop),
+    "host-away": Chore(miss_the_host),
+    "trim": Chore(trim),
+}
