@@ -1,6 +1,7 @@
 """Moving a VM between two real hosts that share their images."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.e2e.conftest import Pair, run_once
 from tests.lab.guest import Guest, Shape
 from tests.lab.host import LabHost
+from tests.lab.paths import PROJECT
 
 pytestmark = pytest.mark.real
 Moving = Callable[..., Guest]
@@ -38,6 +40,12 @@ def clean(pair: Pair, guest: Guest) -> bool:
     return len(held) == 2 and all(one["sha256"] and not one["dirty_since"] for one in held)
 
 
+def as_documented(vm: str, host: str) -> list[str]:
+    """Return the words of the operator page's own command, for another VM and host."""
+    (line,) = re.findall(r"^coldframe vm place .*$", (PROJECT / "docs" / "operator.md").read_text(), re.MULTILINE)
+    return [{"win11": vm, "kvm2": host}.get(word, word) for word in line.split()[1:]]
+
+
 @pytest.mark.case("P1")
 def test_a_placed_guest_finds_its_nvram_and_tpm_at_its_first_start_and_its_snapshots_with_it(
     pair: Pair, moving: Moving
@@ -50,7 +58,7 @@ def test_a_placed_guest_finds_its_nvram_and_tpm_at_its_first_start_and_its_snaps
     uuid, there = str(guest.uuid), on(pair.b.host, guest)
     taken = pair.coldframe("snapshot", "create", uuid, "on a")["uuid"]
     before = host_files(guest)
-    done = pair.coldframe("vm", "place", uuid, "b")
+    done = pair.coldframe(*as_documented(uuid, "b"))
     assert (done["result"]["from"], done["result"]["left_on"], done["result"]["remarks"]) == ("a", [], [])
     assert host_files(there) == before
     assert (defined(pair.a.host, guest), defined(pair.b.host, guest)) == (False, True)
