@@ -68,7 +68,7 @@ class TransactionRoutes:
                 statuses={304: None},
                 headers=(IF_NONE_MATCH,),
                 answer_headers=answered,
-                errors=(*known, HostFileNotFound, Refused),
+                errors=(*WORK, HostFileNotFound),
             ),
             route(
                 *("PUT", file, self.upload),

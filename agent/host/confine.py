@@ -63,7 +63,7 @@ class Bounds:
 
     readable: Sequence[int] = ()
     writable: Sequence[int] = ()
-    memory_bytes: int = 1 << 30
+    memory_bytes: int = 3 << 29
     file_bytes: int = 0
 
 

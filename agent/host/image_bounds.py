@@ -14,8 +14,9 @@ from pathlib import Path
 from agent.host import dependents, qcow2
 from agent.host.confine import Bounds
 
-#: qemu-img itself with its threads took 0.3 GiB of address space; ``check`` keeps 2 bytes for each cluster of the file.
-_MEMORY_BYTES = 1 << 30
+#: qemu-img itself took 0.3 GiB of address space, and at most 64 threads reserve 8 MiB of stack each: where one cannot
+#: begin it aborts. ``check`` keeps 2 bytes for each cluster of the file.
+_MEMORY_BYTES = 3 << 29
 _MEMORY_PER_IMAGE_BYTES = 64 << 20  # its tables and a cache of at most 32 MiB (docs/qcow2-cache.txt in QEMU)
 _ROOM_BYTES = 64 << 20
 _MOST = 1 << 62

@@ -30,6 +30,8 @@ _CHUNK_BYTES = 64 << 10
 _PERCENT = re.compile(rb"\(\s*(\d+(?:\.\d+)?)/100%\)")  # qemu-img -p, util/qemu-progress.c
 _UNFINISHED = re.compile(rb"\([\d ./]{0,16}%?\Z")
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR")
+#: One heap for all threads of a command (mallopt(3)): each of its own would reserve 64 MiB of what it is allowed.
+_FIXED = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Start:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={**environment, "LC_ALL": "C"},
+            env={**environment, **_FIXED},
             cwd="/",
             umask=self.umask,
             start_new_session=True,

@@ -71,13 +71,13 @@ def test_a_case_whose_tests_failed_is_named_with_them(tmp_path: Path) -> None:
     assert "case B1 is in force and none passed of ['test_it.py::test_a']" in done.stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["2"])
 def test_figures_that_a_test_measured_are_told_at_the_end(tmp_path: Path, workers: str) -> None:
     body = "def test_a(record_property): record_property('figure', 'it took 3 s')"
     assert "\nit took 3 s\n" in session(tmp_path, body, "-n", workers).stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["2"])
 def test_left_out_tests_are_counted_with_the_command_that_runs_them(tmp_path: Path, workers: str) -> None:
     body = "@pytest.mark.slow\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): pass"
     done = session(tmp_path, body, "-m", "not slow", "-k", "not test_c", "-n", workers)

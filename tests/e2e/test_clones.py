@@ -106,6 +106,7 @@ def test_a_deleted_snapshot_keeps_its_files_for_a_linked_clone_and_they_go_after
     guest.start()
 
 
+@pytest.mark.slow
 @pytest.mark.case("C1")
 def test_guest_of_a_clone_finds_its_files_and_variables(stack: Stack, vm: Vm, clone: Clone) -> None:
     guest = vm(disks=1)

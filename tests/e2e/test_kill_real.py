@@ -20,6 +20,8 @@ from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
+#: `make test` dies at every fifth point here, and at every one with libvirt played; `make test-slow` at every one.
+SHARES = pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
 
 
 class Story:
@@ -87,9 +89,10 @@ async def points_of(story: Story, kind: str) -> list[str]:
     return points
 
 
+@SHARES
 @pytest.mark.case("F1")
-async def test_agent_killed_at_every_point_of_a_snapshot(story: Story) -> None:
-    for point in await points_of(story, "snapshot"):
+async def test_agent_killed_at_every_point_of_a_snapshot(story: Story, share: int) -> None:
+    for point in (await points_of(story, "snapshot"))[::share]:
         before, files = seen(story.guest), story.files()
         await story.die("snapshot", point)
         assert seen(story.guest) == before, point
@@ -100,11 +103,12 @@ async def test_agent_killed_at_every_point_of_a_snapshot(story: Story) -> None:
     story.guest.destroy()
 
 
+@SHARES
 @pytest.mark.case("F1")
-async def test_agent_killed_at_every_point_of_a_revert(story: Story) -> None:
+async def test_agent_killed_at_every_point_of_a_revert(story: Story, share: int) -> None:
     await story.run("snapshot")
     frozen = seen(story.guest)
-    for number, point in enumerate(await points_of(story, "revert")):
+    for number, point in enumerate((await points_of(story, "revert"))[::share]):
         change_at_rest(story.guest, f"{number:06}".encode())
         changed, files = seen(story.guest), story.files()
         await story.die("revert", point)

@@ -48,6 +48,7 @@ def members(*namespaces: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_guest_keeps_variable_file_and_tpm_index_over_a_power_off(lab_host: LabHost, guest: GuestFactory) -> None:
     vm = guest()
     vm.boot()

@@ -194,10 +194,11 @@ def drain_in_child(state_dir: Path, line: int) -> bool:
 
 
 @pytest.mark.case("B13")
-def test_killed_at_every_line_the_events_are_in_order_and_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_every_line_the_events_are_in_order_and_once(tmp_path: Path, share: int) -> None:
     line, alive = 0, False
     while not alive:
-        line += 1
+        line += share
         state = tmp_path / str(line)
         state.mkdir()
         for number in (1, 2):
