@@ -216,6 +216,8 @@ SCENARIOS: dict[str, Scenario] = {
     "revert-refused": Scenario(kind="snapshot-revert", ends="failed", act=refused(go_back)),
     "clone-refused": Scenario(kind="snapshot-clone", ends="failed", act=refused(clone_once)),
     "sync-torn": Scenario(kind="vm-sync", once=True, act=read_what_is_torn),
-    "repair-older": Scenario(kind="fleet-repair", mends=True, once=True, prepare=be_older_than_a_deletion, act=tidy),
+    "repair-older": Scenario(
+        kind="fleet-repair", mends=True, once=True, parts_stand=True, prepare=be_older_than_a_deletion, act=tidy
+    ),
     "backup": Scenario(kind="vm-backup-host-files", act=hand_out),
 }

@@ -18,6 +18,7 @@ def test_the_demo_passes_and_says_so_in_its_last_line(capsys: pytest.CaptureFixt
 @pytest.mark.real
 @pytest.mark.timeout(400)
 @pytest.mark.case("P1")
+@pytest.mark.case("R2")
 @pytest.mark.case("D3")
 @pytest.mark.case("C2")
 def test_the_demo_of_two_hosts_passes_and_says_so_in_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,8 @@ from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
-#: `make test` dies at every fifth point here, and at every one with libvirt played; `make test-slow` at every one.
-SHARES = pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
+#: `make test` dies at every eighth point here, and at every one with libvirt played; `make test-slow` at every one.
+SHARES = pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
 
 
 class Story:

@@ -17,6 +17,7 @@ Vm = Callable[..., Guest]
 INDEX = 0x1500016
 
 
+@pytest.mark.slow
 @pytest.mark.case("S1")
 @pytest.mark.case("R1")
 @pytest.mark.case("R2")

@@ -54,7 +54,7 @@ def _is_the_engines(point: str) -> bool:
 pytestmark = [
     pytest.mark.parametrize("name", SCENARIOS),
     pytest.mark.parametrize(
-        "share", [pytest.param(Share(5), id="some"), pytest.param(Share(1), id="all", marks=pytest.mark.slow)]
+        "share", [pytest.param(Share(9), id="some"), pytest.param(Share(1), id="all", marks=pytest.mark.slow)]
     ),
 ]
 
