@@ -106,7 +106,12 @@ class TransactionRoutes:
     async def captured(self, call: Call, id: UUID, type: HostFileType) -> web.Response:
         """Fetch a host file that the transaction captured."""
         path = self._manager.captured(id, type)
-        data = await asyncio.to_thread(_read, path, self._limit_bytes, type)
+        try:
+            data = await asyncio.to_thread(_read, path, self._limit_bytes, type)
+        except StorageFailed:
+            await self._manager.at_rest(id)  # where it is being undone, that is why
+            self._manager.captured(id, type)
+            raise
         found = hashlib.sha256(data).hexdigest()
         headers = {"ETag": etag.quote(found), SHA256: found}
         if call.none_match(found):

@@ -199,15 +199,17 @@ class Manager:
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
-        """Return the file that holds a captured host file, in its wire format, until the transaction ends.
-
-        Raises what ended it where it was aborted, HostFileNotFound.
-        """
+        """Return the file of a captured host file until the transaction ends. Raises what ended it, HostFileNotFound."""
         running = self.running(id_)
         outcome(running)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
             raise HostFileNotFound(name=running.name, type=type_)
         return staging_dir(self.tools.limits, id_) / type_
+
+    async def at_rest(self, id_: UUID) -> None:
+        """Wait until nobody is at work on a transaction."""
+        async with self.running(id_).lock:
+            return
 
     async def commit(self, id_: UUID) -> Transaction:
         """Commit a prepared transaction; a committed one answers the same. A deletion goes on in the background."""
