@@ -199,7 +199,7 @@ class Manager:
             return running.transaction
 
     def captured(self, id_: UUID, type_: HostFileType) -> Path:
-        """Return the file of a captured host file until the transaction ends. Raises what ended it, HostFileNotFound."""
+        """Return the file of a captured host file until the end. Raises what ended it, HostFileNotFound."""
         running = self.running(id_)
         outcome(running)
         if type_ not in {item.type for item in running.transaction.host_files} or running.transaction.state in ENDED:
