@@ -1,7 +1,6 @@
 """Making a clone: what must be known before it is planned, and how its steps are done and undone."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -155,19 +154,23 @@ def require_free_paths(domain: Domain, swtpm_dir: Path) -> None:
 def host_file_models(source: Domain, swtpm_dir: Path) -> dict[HostFileType, Path]:
     """Find host files whose owner, mode and label are right: the source's own, for a TPM else any other one."""
     models: dict[HostFileType, Path] = {}
-    if source.nvram is not None and source.nvram.is_file():
+    if source.nvram is not None and _holds("nvram", source.nvram):
         models["nvram"] = source.nvram
-    own = [source.tpm_directory] if source.tpm_directory else []
-    for directory in (*own, *_others(swtpm_dir)):
-        if any((directory / state).is_dir() for state in STATE_DIRECTORIES):
-            models["tpm"] = directory
-            break
+    own = source.tpm_directory
+    found = own if own is not None and _holds("tpm", own) else model_among("tpm", swtpm_dir)
+    if found is not None:
+        models["tpm"] = found
     return models
 
 
-def _others(swtpm_dir: Path) -> Iterator[Path]:
-    if swtpm_dir.is_dir():
-        yield from sorted(path for path in swtpm_dir.iterdir() if not path.name.startswith("."))
+def model_among(type_: HostFileType, directory: Path) -> Path | None:
+    """Find a host file of any domain in libvirt's directory of them, whose owner, mode and label are right."""
+    others = sorted(directory.iterdir()) if directory.is_dir() else []
+    return next((path for path in others if not path.name.startswith(".") and _holds(type_, path)), None)
+
+
+def _holds(type_: HostFileType, path: Path) -> bool:
+    return path.is_file() if type_ == "nvram" else any((path / state).is_dir() for state in STATE_DIRECTORIES)
 
 
 @do.register

@@ -309,15 +309,22 @@ def flat(groups: Iterable[Sequence[AnyStep]]) -> list[AnyStep]:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What is free on the file system of each directory, and which file system (``device``) that is."""
+
+    free_bytes: dict[Path, int]
+    device: dict[Path, int]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the planner is told about one domain and its host.
 
     ``disks`` hold their chains, or a ``problem``. ``host_file_paths`` says where each type that the domain is
     configured to have lives (whether it exists or not); ``present`` are sound, ``missing`` are not.
     ``frozen`` gives the chain of each frozen file that a revert names. ``staging`` is the directory for captured
-    host files. ``in_use`` are present top files that something besides this domain needs. ``free_bytes`` maps a
-    directory to what is free on its file system, ``device`` to which one it is; ``overlay_bytes`` maps a backing
-    file to what a new overlay on it takes.
+    host files. ``in_use`` are present top files that something besides this domain needs. ``room`` is of each
+    directory that files are made in; ``overlay_bytes`` maps a backing file to what a new overlay on it takes.
     """
 
     transaction: UUID
@@ -329,8 +336,7 @@ class Facts:
     missing: list[MissingHostFile] = field(default_factory=list)
     frozen: dict[str, list[Image]] = field(default_factory=dict)
     in_use: frozenset[str] = frozenset()
-    free_bytes: dict[Path, int] = field(default_factory=dict)
-    device: dict[Path, int] = field(default_factory=dict)
+    room: Room = field(default_factory=lambda: Room({}, {}))
     overlay_bytes: dict[str, int] = field(default_factory=dict)
     reserve_bytes: int = 0
 
@@ -356,11 +362,3 @@ class Doomed:
     written_by: list[str]
     taken: dict[str, list[str]] = field(default_factory=dict)
     private: bool = True
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is free on the file system of each directory, and which file system (``device``) that is."""
-
-    free_bytes: dict[Path, int]
-    device: dict[Path, int]

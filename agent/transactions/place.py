@@ -27,8 +27,9 @@ from agent.errors import (
 )
 from agent.host import files, images, neighbours
 from agent.host.domain_xml import Domain, emulator_of, parse
-from agent.host.tpm_archive import STATE_DIRECTORIES
 from agent.limits import Limits
+from agent.transactions.clone import model_among
+from agent.transactions.clone_plan import receive_file
 from agent.transactions.model import (
     DefineDomain,
     KeepDeparture,
@@ -192,25 +193,8 @@ class PlaceSurveyor:
             return None
 
     def _receive_one(self, ref: HostFileRef, path: Path) -> ReceiveHostFile:
-        return ReceiveHostFile(
-            type=ref.type,
-            format=ref.format,
-            path=str(path),
-            staged=str(path.parent / f".coldframe-{self.transaction}-{ref.type}"),
-            size_bytes=ref.size_bytes,
-            sha256=ref.sha256,
-            like=self._model(ref.type),
-        )
-
-    def _model(self, type_: HostFileType) -> str:
-        """Find a host file of another domain whose owner, mode and label are right; none is fine too."""
-        where = self.limits.nvram_dir if type_ == "nvram" else self.limits.swtpm_dir
-        for path in sorted(where.iterdir()) if where.is_dir() else []:
-            if path.name.startswith("."):
-                continue
-            if path.is_file() if type_ == "nvram" else any((path / state).is_dir() for state in STATE_DIRECTORIES):
-                return str(path)
-        return ""
+        where = self.limits.nvram_dir if ref.type == "nvram" else self.limits.swtpm_dir
+        return receive_file(self.transaction, ref, path, model_among(ref.type, where))
 
 
 def _disk(target: str, chain: list[Image]) -> Disk:

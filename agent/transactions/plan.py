@@ -25,7 +25,6 @@ from agent.transactions.model import (
     Plan,
     ReceiveHostFile,
     RemoveFile,
-    Room,
     SetAsideHostFile,
     SwapHostFile,
     SwitchDisks,
@@ -288,4 +287,4 @@ def _check_space(facts: Facts, overlays: list[CreateOverlay], captured: list[Hos
     """Refuse when a file system lacks room for what the plan will write there, with the reserve kept free."""
     wanted = [(Path(step.path).parent, facts.overlay_bytes[step.backing]) for step in overlays]
     wanted += [(facts.staging.parent, item.size_bytes) for item in captured]
-    require_room(wanted, Room(facts.free_bytes, facts.device), facts.reserve_bytes)
+    require_room(wanted, facts.room, facts.reserve_bytes)

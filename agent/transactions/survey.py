@@ -19,7 +19,7 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import files, images, neighbours
+from agent.host import images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
@@ -27,6 +27,7 @@ from agent.limits import Limits
 from agent.transactions.model import CommitChild, ConvertImage, CreateOverlay, Facts, Plan, RebaseChild, flat
 from agent.transactions.plan import plan_depart, plan_restore, plan_revert, plan_snapshot
 from agent.transactions.plan_delete import plan_delete
+from agent.transactions.room import look_for_room
 from agent.transactions.steps import Work
 from agent.transactions.survey_delete import bring_back, dependents_of, is_gone, read_doomed, room_of
 from agent.web.errors import Error
@@ -240,8 +241,7 @@ class Surveyor:
             present=host_files.items,
             missing=host_files.missing,
             frozen=frozen,
-            free_bytes={directory: files.free_bytes(directory) for directory in directories},
-            device={directory: directory.stat().st_dev for directory in directories},
+            room=look_for_room(directories),
             overlay_bytes={top.path: images.overlay_bytes(top.virtual_size_bytes) for top in tops},
             reserve_bytes=self.limits.reserve_bytes,
         )

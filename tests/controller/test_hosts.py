@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,15 +14,7 @@ from agent.wire.fleet import ChangeHost
 from controller.errors import AgentRefusedToken, HostIsAnother, HostUnreachable
 from controller.store import events, hosts
 from tests.controller.fake_agent import FakeAgent
-from tests.controller.world import HOST, World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
+from tests.controller.world import HOST, World
 
 
 @asynccontextmanager

@@ -57,6 +57,9 @@ def disk(target: str = "vda", **changes: object) -> Disk:
     return msgspec.structs.replace(made, **changes)
 
 
+DEVICES = {IMAGES: 1, STAGING.parent: 2}
+
+
 def facts(*disks: Disk, frozen: dict[str, list[Image]] | None = None, **changes: object) -> Facts:
     chosen = disks or (disk("vda"), disk("vdb"))
     tops = [d.chain[0] for d in chosen if d.chain] + [chain[0] for chain in (frozen or {}).values()]
@@ -68,8 +71,7 @@ def facts(*disks: Disk, frozen: dict[str, list[Image]] | None = None, **changes:
         "host_file_paths": {"nvram": Path("/nvram/w.fd"), "tpm": Path("/swtpm/w")},
         "present": [HostFile.example(), msgspec.structs.replace(HostFile.example(), type="tpm", format="tar")],
         "frozen": frozen or {},
-        "free_bytes": {IMAGES: 10**9, STAGING.parent: 10**9},
-        "device": {IMAGES: 1, STAGING.parent: 2},
+        "room": Room({IMAGES: 10**9, STAGING.parent: 10**9}, DEVICES),
         "overlay_bytes": {top.path: 262_144 for top in tops},
         **changes,
     }
@@ -158,7 +160,7 @@ def test_unreadable_chain_is_refused_by_name() -> None:
 @pytest.mark.case("S12")
 def test_too_little_space_says_need_and_have() -> None:
     with pytest.raises(NoSpace) as caught:
-        plan_snapshot(facts(free_bytes={IMAGES: 500_000, STAGING.parent: 10**9}), snapshot())
+        plan_snapshot(facts(room=Room({IMAGES: 500_000, STAGING.parent: 10**9}, DEVICES)), snapshot())
     assert caught.value.facts == {"path": "/images", "have_bytes": 500_000, "need_bytes": 2 * 262_144}
 
 

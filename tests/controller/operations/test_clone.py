@@ -1,8 +1,6 @@
 """Making clones of a snapshot, and of a VM as it stands."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,15 +14,7 @@ from controller.models import Clone
 from controller.operations import snapshot_create, snapshot_delete
 from controller.operations.clone import Target, Wanted, WantedOfVm
 from controller.store import backup_files, bases, clones, events, groups, host_files, hosts, snapshots, vms
-from tests.controller.world import HOST, World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
+from tests.controller.world import HOST, World
 
 
 def made_of(operation: Operation) -> dict[str, UUID]:

@@ -1,9 +1,7 @@
 """The engine: queues, ends, cancels, leases."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -12,19 +10,11 @@ from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
 from controller.operations import snapshot_create, sync
 from controller.store import operations
-from tests.controller.world import HOST, World, define, world
+from tests.controller.world import HOST, World, define
 
 PUT, COMMIT = "PUT /v1/transactions/{id}", "POST /v1/transactions/{id}/commit"
 ABORT = "POST /v1/transactions/{id}/abort"
 GET, CAPTURED = "GET /v1/transactions/{id}", "GET /v1/transactions/{id}/host-files/{type}"
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
 
 
 class Gate:

@@ -126,6 +126,7 @@ async def mended(one: World, scenario: Scenario) -> None:
 
 async def is_resumed(one: World, scenario: Scenario, stage: Stage) -> Operation | None:
     """Begin it, wait until the controller has died in it, restart; return how it ended, where it was begun."""
+    earlier = {each.uuid for each in await all_ended(one)}
     begun = asyncio.ensure_future(scenario.act(one))
     while not stage.striker.dead and not begun.done():
         await asyncio.sleep(0.001)
@@ -134,7 +135,7 @@ async def is_resumed(one: World, scenario: Scenario, stage: Stage) -> Operation 
     await one.lie_down()
     stage.striker.begin()
     await one.restart(patience=PATIENT)
-    of_kind = [each for each in await all_ended(one) if each.kind == scenario.kind]
+    of_kind = [each for each in await all_ended(one) if each.kind == scenario.kind and each.uuid not in earlier]
     await mended(one, scenario)
     return of_kind[0] if of_kind else None
 

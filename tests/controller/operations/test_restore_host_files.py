@@ -1,7 +1,5 @@
 """Putting host files back that were lost, and replacing them on request."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,15 +9,7 @@ from agent.wire.operation import Operation
 from controller.operations import restore_host_files
 from controller.store import backup_files, host_files
 from tests.controller.fake_machine import digest
-from tests.controller.world import World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
+from tests.controller.world import World
 
 
 async def restore(one: World, **wanted: Any) -> Operation:

@@ -1,8 +1,6 @@
 """Retention applied: ordinary deletions, asked for by the controller, checked again when their turn comes."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,15 +15,7 @@ from controller.errors import VmConflict, VmNowhere
 from controller.models import AuditEntry, Vm, VmDefinition
 from controller.operations import retention_apply, snapshot_delete
 from controller.store import events, expiry, operations, retention, snapshot_edit, snapshots, vms
-from tests.controller.world import HOST, World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
+from tests.controller.world import HOST, World
 
 
 async def policy(one: World, name: str = "p", **asked: Any) -> RetentionPolicy:

@@ -1,6 +1,5 @@
 """Going back."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -11,14 +10,6 @@ from agent.wire.transaction import RevertRequest
 from controller.models import Content
 from controller.store import backup_files, deletions, groups, operations, snapshot_edit, snapshots
 from tests.controller.world import HOST, World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
 
 
 async def undo_points(one: World) -> list[UUID]:

@@ -1,20 +1,11 @@
 """Taking a snapshot."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from controller.store import backup_files, host_files, snapshots
 from tests.controller.world import HOST, World, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
 
 
 async def test_a_snapshot_holds_disks_and_host_files_under_its_own_uuid(one: World) -> None:

@@ -1,8 +1,6 @@
 """Deleting snapshots, and ungrouping them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -11,15 +9,7 @@ from controller.models import Snapshot
 from controller.operations import snapshot_create, snapshot_delete, sync, ungroup
 from controller.store import backup_files, operations, snapshots
 from tests.controller.fake_machine import FakeFile
-from tests.controller.world import World, define, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
+from tests.controller.world import World, define
 
 
 @pytest.mark.case("D1")

@@ -1,6 +1,5 @@
 """Sync, and backing host files up for outside owners."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,6 @@ from controller.operations import backup_host_files
 from controller.store import backup_files, host_files
 from controller.store.host_files import Kept
 from tests.controller.world import HASTY, HOST, World, define, world
-
-
-@pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
-        yield made
-        await made.mend()
-        await made.check()
 
 
 async def kept(one: World) -> dict[str, Kept]:
