@@ -18,8 +18,8 @@ def read_chain(target: str, path: Path, declared_format: str, allowed_dirs: list
     """Return the files of a disk's chain from the top to the root, each judged safe to build on.
 
     ``path`` and ``declared_format`` come from the domain XML, ``allowed_dirs`` were settled when they were configured.
-    Every ``Image.path`` is resolved (no links), as is ``backing``. ``max_depth`` is how many files a chain may have before one more overlay is refused; pass
-    ``ANY_DEPTH`` when none will be added.
+    Every ``Image.path`` is resolved (no links), as is ``backing``. ``max_depth`` is how many files a chain may have
+    before one more overlay is refused; pass ``ANY_DEPTH`` when none will be added.
     Raises ``ImageRefused``, ``InternalSnapshot``, ``ChainTooDeep``; ``StorageFailed`` where reading fails.
     """
     if declared_format != "qcow2":

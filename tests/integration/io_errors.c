@@ -72,6 +72,23 @@ static int fails_open(const char *call, int fd)
     return fails(call, path);
 }
 
+static int fails_at(const char *call, int fd, const char *name)
+{
+    char link[64], path[2 * PATH_MAX];
+    ssize_t length;
+
+    if (!shared || !shared->armed)
+        return 0;
+    if (name[0] == '/')
+        return fails(call, name);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    length = readlink(link, path, PATH_MAX - 1);
+    if (length < 0)
+        return 0;
+    snprintf(path + length, sizeof path - length, "/%s", name);
+    return fails(call, path);
+}
+
 #define REAL(type, name) ((type)dlsym(RTLD_NEXT, #name))
 
 #define ON_FD(result, name, parameters, arguments) \
@@ -111,24 +128,17 @@ ON_PATH(mkdir, (const char *path, mode_t mode), (path, mode))
 ON_PATH(rmdir, (const char *path), (path))
 ON_PATH(chmod, (const char *path, mode_t mode), (path, mode))
 
-int renameat2(int from, const char *path, int to, const char *target, unsigned int flags)
-{
-    if (fails("renameat2", path))
-        return -1;
-    return REAL(int (*)(int, const char *, int, const char *, unsigned int), renameat2)(from, path, to, target, flags);
-}
+/* Names below an open directory: what the agent does below directories that others own, and shutil.rmtree. */
+#define ON_NAME(name, parameters, arguments) \
+    int name parameters \
+    { \
+        if (fails_at(#name, fd, path)) \
+            return -1; \
+        return REAL(int (*) parameters, name) arguments; \
+    }
 
-int linkat(int from, const char *path, int to, const char *target, int flags)
-{
-    if (fails("linkat", path))
-        return -1;
-    return REAL(int (*)(int, const char *, int, const char *, int), linkat)(from, path, to, target, flags);
-}
-
-/* What shutil.rmtree does: names below an open directory. */
-int unlinkat(int fd, const char *path, int flags)
-{
-    if (path[0] == '/' ? fails("unlinkat", path) : fails_open("unlinkat", fd))
-        return -1;
-    return REAL(int (*)(int, const char *, int), unlinkat)(fd, path, flags);
-}
+ON_NAME(renameat, (int fd, const char *path, int to, const char *target), (fd, path, to, target))
+ON_NAME(renameat2, (int fd, const char *path, int to, const char *target, unsigned int flags), (fd, path, to, target, flags))
+ON_NAME(linkat, (int fd, const char *path, int to, const char *target, int flags), (fd, path, to, target, flags))
+ON_NAME(mkdirat, (int fd, const char *path, mode_t mode), (fd, path, mode))
+ON_NAME(unlinkat, (int fd, const char *path, int flags), (fd, path, flags))

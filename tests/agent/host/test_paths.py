@@ -30,7 +30,7 @@ def led_away(tmp_path: Path) -> Iterator[Path]:
 
 
 def state(directory: Path) -> dict[str, tuple[object, ...]]:
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for path in [directory, *sorted(directory.rglob("*"))]:
         facts = path.lstat()
         data = path.read_bytes() if path.is_file() else b""
