@@ -26,6 +26,7 @@ from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.host.network import Network
 from agent.host.spool import Spool
+from agent.host.threads import started_pool
 from agent.keeper import Keepers, kept_to_one
 from agent.limits import Limits
 from agent.state_dir import claimed
@@ -144,6 +145,7 @@ async def working(
 
     The order matters: until recovery is done, no VM in the middle of a commit may be served or be thought free.
     """
+    asyncio.get_running_loop().set_default_executor(started_pool())
     with claimed(config.state_dir):
         await asyncio.to_thread(_tell_hook, config)
         agent = await asyncio.to_thread(assemble, config, hypervisor, network, checkpoint, hook_grace_s)

@@ -20,3 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
         elsewhere = tempfile.TemporaryDirectory(prefix="coldframe-hypothesis-")
         set_hypothesis_home_dir(elsewhere.name)
         config.add_cleanup(elsewhere.cleanup)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on private hosts: they take longest and mostly wait, so others fill up around their end."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)

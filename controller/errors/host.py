@@ -25,7 +25,8 @@ class OutcomeUnknown(HostUnreachable):
     status, code = 504, "outcome-unknown"
     message = (
         "Host {name} was told to commit transaction {transaction} and has not said how it ended: {reason}. "
-        "The records are brought in line when it answers again, before any other work on this VM"
+        "The records are brought in line when it answers again, before any other work on this VM. If it is lost for "
+        "good, place the VM on another host by force: the definition that it goes on with decides"
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from agent.wire.base import Request
 from agent.wire.transaction import Transaction, VolumeOutcome
+from agent.wire.vm import Disk
 from controller.db import write
 from controller.errors import SnapshotNotFound
 from controller.operations.job import CONCLUDED
@@ -70,15 +71,47 @@ def concluded(
 def committed(ending: Ending, view: Transaction) -> list[VolumeOutcome]:
     """Record that the host carried it out; return the disks of a deletion or merge that could not be done."""
     with write():
-        if ending.kind == "snapshot":
-            groups.ready(ending.snapshot)
-        elif ending.kind == "revert":
-            groups.reverted(ending.snapshot, ending.undo, moves_current=ending.moves_current)
-        elif ending.kind == "delete":
+        if ending.kind == "delete":
             return _deleted(ending, view.outcomes)
-        else:
+        if ending.kind == "merge":
             return _merged(ending, view.outcomes)
+        _switched(ending)
         return []
+
+
+def _switched(ending: Ending) -> None:
+    if ending.kind == "snapshot":
+        groups.ready(ending.snapshot)
+    else:
+        groups.reverted(ending.snapshot, ending.undo, moves_current=ending.moves_current)
+
+
+def as_defined(ending: Ending, disks: list[Disk]) -> bool:
+    """Record how it ended as the VM's disks show, where its host cannot be asked any more; true: it took effect.
+
+    The definition is switched to all new files at one moment. A deletion or merge counts as stopped: a frozen file
+    that it had changed no longer has its fingerprint, and is refused by name by whatever would use it.
+    """
+    with write():
+        if switched := ending.kind in {"snapshot", "revert"} and _shows(ending, disks):
+            _switched(ending)
+        else:
+            undone(ending)
+        return switched
+
+
+def _shows(ending: Ending, disks: list[Disk]) -> bool:
+    """Return whether the disks are as a snapshot or revert leaves them."""
+    made = ending.snapshot if ending.kind == "snapshot" else ending.undo
+    try:
+        frozen = snapshots.group(made or ending.snapshot).volumes
+    except SnapshotNotFound:
+        return False
+    tops = {disk.target: disk.path for disk in disks}
+    if made is not None:  # what it froze was the tops
+        return bool(frozen) and all(tops.get(one.target, one.path) != one.path for one in frozen)
+    below = {disk.target: [image.path for image in disk.chain[1:2]] for disk in disks}
+    return all(below.get(one.target) == [one.path] for one in frozen)
 
 
 def deleted(operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any]) -> list[VolumeOutcome]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -27,6 +28,7 @@ from controller.archive.transfers import Streams
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
+from controller.operations.ending import endings, undone
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
 from controller.store import operations
 
@@ -202,6 +204,8 @@ class Engine:
     async def _carry_out(self, job: Job) -> dict[str, Any] | Exception:
         """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back."""
         for left in reversed(range(_RUNS)):
+            for promised in endings(job.memo):  # by an earlier run: this one may fail before it gets as far
+                job.on_failure(promised.transaction, partial(job.owned, undone, promised))
             ended = await outcome(self.kinds[job.row.operation.kind](job))
             if not isinstance(ended, Exception):
                 return ended

@@ -102,7 +102,7 @@ async def _foreseen(job: Job, source: str) -> PlaceRequest:
     there = job.at(source)
     facts = await transaction.reach(there, partial(there.client.vm, job.vm))
     present = await transaction.reach(there, partial(there.client.host_files, job.vm))
-    seed = await job.db.run(_seed, job.vm)
+    seed = await job.db.run(clones.seed_for, job.vm)
     refs = [
         HostFileRef(type=one.type, format=one.format, size_bytes=one.size_bytes, sha256=one.sha256)
         for one in present.items
@@ -130,7 +130,7 @@ async def _place(job: Job, wanted: Wanted) -> dict[str, Any]:
     others = [one for one in hosts if one != job.host]
     if job.host in hosts:
         return await _let_go(job, others)
-    await leftovers.settle(job)
+    await leftovers.settle(job, given_up=wanted.force)
     source = others[0] if others else None
     await job.step("hold", {"from": hosts})
     async with AsyncExitStack() as held:
@@ -159,7 +159,7 @@ async def _load(job: Job, wanted: Wanted, source: str | None, held: AsyncExitSta
     copies = await transaction.fetch(there, view)
     for kind, one in copies.items():
         await job.db.run(host_files.record_sync, job.vm, source, kind, one, None, began_at)
-    seed = await job.db.run(_seed, job.vm)
+    seed = await job.db.run(clones.seed_for, job.vm)
     lost = {one.type: one.reason for one in view.missing if one.type not in {*seed.held, *seed.blank}}
     if lost and not wanted.force:
         reasons = "; ".join(lost.values())
@@ -179,7 +179,7 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     """Use what is held. Raises HostFilesMissing, HostFilesStale, VmMayRun."""
     facts = await job.db.run(vms.last_facts, job.vm)
     kept = {one.type: one for one in await job.db.run(host_files.best, job.vm, source)}
-    seed = await job.db.run(_seed, job.vm)
+    seed = await job.db.run(clones.seed_for, job.vm)
     seeds = {kind: sha256 for kind, (sha256, _) in seed.held.items() if kind not in kept}
     blank = [kind for kind in sync.expected_of(facts) if kind in seed.blank and kind not in {*kept, *seeds}]
     expected = [kind for kind in sync.expected_of(facts) if kind not in {*seeds, *blank}]
@@ -192,11 +192,6 @@ async def _from_copies(job: Job, wanted: Wanted, source: str | None, reason: str
     data = await job.db.run(_bytes, shas)
     compare = not wanted.force and source is not None
     return Load(facts.name, facts.domain_xml, facts.disks, data, blank, as_of=as_of, compare=compare)
-
-
-def _seed(vm: UUID) -> clones.Seed:
-    """Return what a clone that never started is to have where it has nothing yet; nothing for any other VM."""
-    return clones.seed_of(vm) or clones.Seed(held={}, blank=[])
 
 
 def _require_fresh(
@@ -276,6 +271,7 @@ async def _conclude(job: Job, source: str | None, load: Load | None) -> dict[str
     if source is not None:
         result = await _departed(job, source, result, load)
     await _record(job, [] if source is None else [source], result)
+    await leftovers.settle(job)  # what its lost host was not asked about
     return result
 
 

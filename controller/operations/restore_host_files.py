@@ -51,6 +51,7 @@ async def plan(job: Job) -> Plan:
 
 
 async def _restore(job: Job, wanted: Wanted) -> dict[str, Any]:
+    job.on_failure(job.id_for("transaction"), partial(job.owned, backup_files.remove_owner, "external", job.uuid))
     await job.step("check")
     chosen = job.recalled(_CHOSEN, dict[HostFileType, str])
     if chosen is None:
@@ -99,9 +100,7 @@ def _request(job: Job, data: dict[HostFileType, bytes], chosen: dict[HostFileTyp
 
 
 async def _prepare(job: Job, data: dict[HostFileType, bytes], chosen: dict[HostFileType, str]) -> Transaction:
-    named = job.id_for("transaction")
-    job.on_failure(named, partial(job.db.run, backup_files.remove_owner, "external", job.uuid))
-    return await transaction.prepare(job, named, _request(job, data, chosen))
+    return await transaction.prepare(job, job.id_for("transaction"), _request(job, data, chosen))
 
 
 async def _keep(job: Job, view: Transaction) -> None:

@@ -169,6 +169,11 @@ def seed_of(vm: UUID) -> Seed | None:
         return Seed(held=held, blank=["tpm"] if row.tpm == "reset" else [])
 
 
+def seed_for(vm: UUID) -> Seed:
+    """Return what a clone that never started is to have where it has nothing yet; nothing for any other VM."""
+    return seed_of(vm) or Seed(held={}, blank=[])
+
+
 def made_on() -> list[Made]:
     """Return the files of linked clones, as they were made, that no look at a host has shown or can show now.
 

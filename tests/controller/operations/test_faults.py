@@ -15,7 +15,7 @@ import pytest
 from agent.web.errors import Error
 from agent.wire.operation import OPERATION_ENDED, Operation
 from agent.wire.snapshot import Snapshot
-from controller.store import operations
+from controller.store import invariants, operations
 from tests.controller.fake_agent import Fault
 from tests.controller.scenarios import SCENARIOS, Scenario
 from tests.controller.strike import SECRET, Stage, Strike, staged
@@ -127,17 +127,22 @@ async def mended(one: World, scenario: Scenario) -> None:
 async def is_resumed(one: World, scenario: Scenario, stage: Stage) -> Operation | None:
     """Begin it, wait until the controller has died in it, restart; return how it ended, where it was begun."""
     earlier = {each.uuid for each in await all_ended(one)}
+    await dies(one, scenario, stage)
+    stage.striker.begin()
+    await one.restart(patience=PATIENT)
+    of_kind = [each for each in await all_ended(one) if each.kind == scenario.kind and each.uuid not in earlier]
+    await mended(one, scenario)
+    return of_kind[0] if of_kind else None
+
+
+async def dies(one: World, scenario: Scenario, stage: Stage) -> None:
+    """Begin it, and wait until the controller has died in it."""
     begun = asyncio.ensure_future(scenario.act(one))
     while not stage.striker.dead and not begun.done():
         await asyncio.sleep(0.001)
     begun.cancel()
     await asyncio.gather(begun, return_exceptions=True)
     await one.lie_down()
-    stage.striker.begin()
-    await one.restart(patience=PATIENT)
-    of_kind = [each for each in await all_ended(one) if each.kind == scenario.kind and each.uuid not in earlier]
-    await mended(one, scenario)
-    return of_kind[0] if of_kind else None
 
 
 @pytest.mark.case("F2")
@@ -215,3 +220,23 @@ async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, 
                     or shown(await one.tree()) == before
                     or scenario.parts_stand
                 )
+
+
+@pytest.mark.case("F2")
+async def test_what_a_dead_controller_began_is_taken_back_by_one_that_does_not_reach_the_host(
+    tmp_path: Path, name: str, share: Share
+) -> None:
+    scenario = SCENARIOS[name]
+    async with staged(tmp_path, scenario.begin) as stage:
+        points = (await good_run(stage, scenario))[0]
+        for point in share.rest([one for one in points if one.startswith("after database")], offset=len(name)):
+            async with stage.world() as one:
+                earlier = {each.uuid for each in await all_ended(one)}
+                stage.striker.begin(point, "kill")
+                await dies(one, scenario, stage)
+                one.agent.dead = True
+                stage.striker.begin()
+                await one.restart()
+                ended = [each for each in await all_ended(one) if each.uuid not in earlier]
+                if "has not said how it ended" not in str(ended):  # only the host could tell
+                    assert await one.db.run(invariants.unsettled) == [], (point, ended)
