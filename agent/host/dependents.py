@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import StorageFailed
+from agent.errors import ImageRefused, StorageFailed
 from agent.host import files, qcow2
 
 _MAX_DEPTH = 1_000  # what is deeper is not a chain but an attack
@@ -28,7 +28,25 @@ def backing_of(path: Path) -> Path | None:
     Raises StorageFailed where it cannot be read.
     """
     header = _header_of(path)
-    name = _file_name(header.backing) if header is not None and header.backing else None
+    return _backing(path, header) if header is not None else None
+
+
+def must_stand_on(target: str, path: Path) -> Path | None:
+    """Like ``backing_of`` for a file that has to be an image. Raises ImageRefused, StorageFailed."""
+    try:
+        with files.storage("reading", path):
+            header = qcow2.read_header(path)
+    except qcow2.Qcow2Error as err:
+        raise ImageRefused(target=target, path=str(path), reason=err.reason) from err
+    found = _backing(path, header)
+    if header.backing and (found is None or header.backing_format not in {"qcow2", "raw"}):
+        reason = f"it has come to stand on {header.backing!r} ({header.backing_format})"
+        raise ImageRefused(target=target, path=str(path), reason=reason)
+    return found
+
+
+def _backing(path: Path, header: qcow2.Header) -> Path | None:
+    name = _file_name(header.backing) if header.backing else None
     # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
     return Path(os.path.realpath(path.parent / name)) if name else None
 

@@ -164,7 +164,7 @@ class Running:
 
     async def require_uploaded(self) -> None:
         """Raise HostFileNotUploaded or ImageNotReceived while a host file or an image is awaited."""
-        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
+        awaited = [one.type for one in self.plan.receive if not await asyncio.to_thread(files.exists, Path(one.staged))]
         if awaited:
             raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
         if coming := [step.name for step in self.plan.receive_images if step.name not in self._here]:

@@ -88,19 +88,26 @@ static int fails_on(const char *call, const char *path)
     return rest && fails(call, rest);
 }
 
-static int fails_open(const char *call, int fd)
+static int fails_at(const char *call, int fd, const char *name)
 {
-    char link[64], path[PATH_MAX];
+    char link[64], path[2 * PATH_MAX];
     ssize_t length;
 
     if (!counts(CHANGES))
         return 0;
+    if (name[0] == '/')
+        return fails_on(call, name);
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    length = readlink(link, path, sizeof path - 1);
+    length = readlink(link, path, PATH_MAX - 1);
     if (length < 0)
         return 0;
-    path[length] = 0;
+    snprintf(path + length, sizeof path - length, "%s%s", name[0] ? "/" : "", name);
     return fails_on(call, path);
+}
+
+static int fails_open(const char *call, int fd)
+{
+    return fails_at(call, fd, "");
 }
 
 #define ON_FD(result, name, parameters, arguments) \
@@ -140,32 +147,28 @@ ON_PATH(mkdir, (const char *path, mode_t mode), (path, mode))
 ON_PATH(rmdir, (const char *path), (path))
 ON_PATH(chmod, (const char *path, mode_t mode), (path, mode))
 
-int renameat2(int from, const char *path, int to, const char *target, unsigned int flags)
-{
-    if (fails_on("renameat2", path))
-        return -1;
-    return REAL(int (*)(int, const char *, int, const char *, unsigned int), renameat2)(from, path, to, target, flags);
-}
+/* Names below an open directory: what the agent does below directories that others own, and shutil.rmtree. */
+#define ON_NAME(name, parameters, arguments) \
+    int name parameters \
+    { \
+        if (fails_at(#name, fd, path)) \
+            return -1; \
+        return REAL(int (*) parameters, name) arguments; \
+    }
 
-int linkat(int from, const char *path, int to, const char *target, int flags)
-{
-    if (fails_on("linkat", path))
-        return -1;
-    return REAL(int (*)(int, const char *, int, const char *, int), linkat)(from, path, to, target, flags);
-}
+ON_NAME(renameat, (int fd, const char *path, int to, const char *target), (fd, path, to, target))
+ON_NAME(renameat2, (int fd, const char *path, int to, const char *target, unsigned flags), (fd, path, to, target, flags))
+ON_NAME(linkat, (int fd, const char *path, int to, const char *target, int flags), (fd, path, to, target, flags))
+ON_NAME(mkdirat, (int fd, const char *path, mode_t mode), (fd, path, mode))
+ON_NAME(unlinkat, (int fd, const char *path, int flags), (fd, path, flags))
 
-/* What shutil.rmtree does: names below an open directory. */
-int unlinkat(int fd, const char *path, int flags)
-{
-    if (path[0] == '/' ? fails_on("unlinkat", path) : fails_open("unlinkat", fd))
-        return -1;
-    return REAL(int (*)(int, const char *, int), unlinkat)(fd, path, flags);
-}
-
-/* Descriptors. What the main thread of the tester opens is the test's own: the agent opens files in other threads. */
-static int fails_to_open(const char *call, const char *path)
+/* Descriptors. What the main thread of the tester opens is the test's own: the agent opens files in other threads. Of a
+ * walk from directory to directory (O_PATH) the beginning counts, and what it leads to. */
+static int fails_to_open(const char *call, const char *path, int flags)
 {
     if (!counts(DESCRIPTORS) || !strncmp(path, "/dev/", 5) || gettid() == shared->tester)
+        return 0;
+    if (flags & O_PATH && path[0] != '/')
         return 0;
     if (path[0] == '/' && !strncmp(path, shared->below, strlen(shared->below)) && !ours(path))
         return 0;
@@ -185,7 +188,7 @@ static int fails_to_make(const char *call)
         va_start(rest, flags); \
         mode = va_arg(rest, mode_t); \
         va_end(rest); \
-        if (fails_to_open(#name, path)) \
+        if (fails_to_open(#name, path, flags)) \
             return -1; \
         return REAL(int (*) parameters, name) arguments; \
     }
@@ -197,7 +200,7 @@ OPEN(openat64, (int fd, const char *path, int flags, ...), (fd, path, flags, mod
 
 DIR *opendir(const char *path)
 {
-    if (fails_to_open("opendir", path))
+    if (fails_to_open("opendir", path, 0))
         return NULL;
     return REAL(DIR *(*)(const char *), opendir)(path);
 }
