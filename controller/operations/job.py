@@ -73,6 +73,8 @@ class Job:
     elsewhere: str | None = None
     #: Wakes the engine for operations that this one has queued.
     nudge: Callable[[], None] = lambda: None
+    #: Hosts that were given up on, and why.
+    unanswered: dict[str, str] = field(default_factory=dict)
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
     stoppable: bool = False
 
