@@ -3,12 +3,15 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPException
 from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import change_at_rest, run_once, seen
+from tests.lab.errors import LabError
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
@@ -49,14 +52,17 @@ class Fleet:
         self.controller.arm()
 
     def knows_guest(self) -> bool:
-        return self.controller.coldframe("vm", "show", self.id, check=False).returncode == 0
+        with suppress(OSError, HTTPException, LabError):
+            self.controller.get(f"/v1/vms/{self.id}")
+            return True
+        return False
 
     def ended(self) -> list[dict[str, Any]]:
         """Wait until every operation has ended; newest first."""
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
-            found[:] = self.json("operation", "list")["items"]
+            found[:] = self.controller.get("/v1/operations")["items"]
             return all(one["state"] in {"succeeded", "failed", "cancelled"} for one in found)
 
         wait_until("the end of all operations", look, 60, every_s=0.2)
@@ -65,8 +71,9 @@ class Fleet:
     def sound(self) -> None:
         """Hold that records and host agree, nothing lies about, no guard stands, and the guest starts."""
         assert not list((self.agent.state_dir / "guards").iterdir())
-        assert [one for one in self.json("doctor")["items"] if one["severity"] == "error"] == []
-        assert all(one["state"] == "ready" for one in self.json("snapshot", "list", self.id)["items"])
+        assert [one for one in self.controller.get("/v1/doctor")["items"] if one["severity"] == "error"] == []
+        taken = self.controller.get(f"/v1/vms/{self.id}/snapshots")["items"]
+        assert all(one["state"] == "ready" for one in taken)
 
     def starts(self) -> None:
         self.guest.start()
