@@ -26,6 +26,7 @@ from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.host.network import Network
 from agent.host.spool import Spool
+from agent.host.threads import started_pool
 from agent.keeper import Keepers, kept_to_one
 from agent.limits import Limits
 from agent.state_dir import claimed
@@ -144,13 +145,14 @@ async def working(
 
     The order matters: until recovery is done, no VM in the middle of a commit may be served or be thought free.
     """
+    asyncio.get_running_loop().set_default_executor(started_pool())
     with claimed(config.state_dir):
         await asyncio.to_thread(_tell_hook, config)
         agent = await asyncio.to_thread(assemble, config, hypervisor, network, checkpoint, hook_grace_s)
         try:
             async with hypervisor, Background() as background:
                 await agent.manager.recover()
-                await agent.watchers.drain()
+                await _drain(agent)
                 for work in (
                     agent.manager.watch,
                     agent.watchers.watch_spool,
@@ -163,6 +165,14 @@ async def working(
                 yield agent
         finally:
             agent.event_log.close()
+
+
+async def _drain(agent: Agent) -> None:
+    """Work off what the hook left. What the disk does not take waits, and is no reason not to serve."""
+    try:
+        await agent.watchers.drain()
+    except Error as err:
+        log.warning(kv("spool-not-drained", reason=err))
 
 
 def _tell_hook(config: Config) -> None:

@@ -1,5 +1,6 @@
 """The agent's settings, each with its default and the reason for it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,4 +89,21 @@ def load(
         Config, default_file=DEFAULT_FILE, env_prefix=ENV_PREFIX, environ=environ, config=config, flags=flags
     )
     loaded.settings.check()
-    return loaded
+    return settings.Loaded(_settled(loaded.settings), loaded.sources)
+
+
+def _settled(config: Config) -> Config:
+    """Follow the links of the directories that are ours to choose, once: from here on none is followed on any path.
+
+    ``nvram_dir`` and ``swtpm_dir`` stay as libvirt's definitions name them.
+    """
+    return msgspec.structs.replace(
+        config,
+        state_dir=_real(config.state_dir),
+        hook_dir=_real(config.hook_dir),
+        allowed_image_dirs=[_real(directory) for directory in config.allowed_image_dirs],
+    )
+
+
+def _real(directory: Path) -> Path:
+    return Path(os.path.realpath(directory))

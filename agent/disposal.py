@@ -62,10 +62,9 @@ class Disposal:
     def _require_unwanted(self, target: str, path: Path, going: Mapping[Path, str], users: Sequence[Neighbour]) -> None:
         """Refuse what is no image of ours to remove. A name that leads elsewhere is not followed."""
         reason = None
-        allowed = [Path(os.path.realpath(directory)) for directory in self._limits.allowed_image_dirs]
-        if Path(os.path.realpath(path)) != path or not path.is_file():
+        if Path(os.path.realpath(path)) != path or not files.is_regular(path):
             reason = "it is not a plain file under its own name"
-        elif not any(path.is_relative_to(directory) for directory in allowed):
+        elif not any(path.is_relative_to(directory) for directory in self._limits.allowed_image_dirs):
             reason = "it lies outside the allowed image directories"
         elif names := neighbours.with_chain(users, path):
             reason = f"{', '.join(names)} uses it"

@@ -29,6 +29,7 @@
     ├── HookLockHeld                 503  the lock shared with the hook was not free in time
     ├── QemuImgFailed                500
     ├── ToolFailed                   500  an outside command cannot be run, or answers without end
+    ├── OutOfThreads                 503
     ├── HypervisorRefused            500  libvirt said no
     ├── EventsLost                   500
     └── HypervisorUnavailable        503
@@ -89,6 +90,7 @@ from agent.errors.system import (
     HypervisorTimeout,
     HypervisorUnavailable,
     NoSpace,
+    OutOfThreads,
     QemuImgFailed,
     StateDirInUse,
     StorageFailed,
@@ -155,6 +157,7 @@ __all__ = [
     "LeaseExpired",
     "NoSpace",
     "NotFound",
+    "OutOfThreads",
     "PreconditionFailed",
     "QemuImgFailed",
     "Recorded",

@@ -41,6 +41,13 @@ class ToolTimeout(Error):
     status, code, message = 504, "tool-timeout", "{command} did not end within {timeout_s} s and was stopped"
 
 
+class OutOfThreads(Error):
+    """The operating system starts no more threads for the agent."""
+
+    status, code = 503, "out-of-threads"
+    message = "The agent can start no thread: {reason}; nothing was touched. Memory or the unit's TasksMax is used up"
+
+
 class HypervisorRefused(Error):
     """libvirt refused what the agent asked of it."""
 

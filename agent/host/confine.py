@@ -122,7 +122,7 @@ def _allow_system(rules: int, paths: Iterable[str], rights: int) -> None:
     for path in paths:
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue  # not every system has each
         try:
             _allow(rules, descriptor, rights if Path(path).is_dir() else rights & ~_READ_DIR)

@@ -1,25 +1,52 @@
-"""Which image files stand on another one, told by their headers. QEMU is not asked."""
+"""Which image files stand on another one, told by their headers. QEMU is not asked.
 
+What is no image stands on nothing; a file that cannot be read might, so that is StorageFailed and never an answer.
+"""
+
+import errno
 import os
 from pathlib import Path
 
 import msgspec
 
-from agent.errors import StorageFailed
+from agent.errors import ImageRefused, StorageFailed
 from agent.host import files, qcow2
 
 _MAX_DEPTH = 1_000  # what is deeper is not a chain but an attack
+#: Nothing there, a link, a pipe or a directory, a socket, a name that no file can have: none of them is an image.
+_NO_IMAGE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG}
 
 
 def is_image(path: Path) -> bool:
-    """Tell whether a file is a qcow2 image."""
+    """Tell whether a file is a qcow2 image. Raises StorageFailed where it cannot be read."""
     return _header_of(path) is not None
 
 
 def backing_of(path: Path) -> Path | None:
-    """Return the resolved file that an image stands on; None for a root, and for what is no qcow2 image."""
+    """Return the resolved file that an image stands on; None for a root, and for what is no qcow2 image.
+
+    Raises StorageFailed where it cannot be read.
+    """
     header = _header_of(path)
-    name = _file_name(header.backing) if header is not None and header.backing else None
+    return _backing(path, header) if header is not None else None
+
+
+def must_stand_on(target: str, path: Path) -> Path | None:
+    """Like ``backing_of`` for a file that has to be an image. Raises ImageRefused, StorageFailed."""
+    try:
+        with files.storage("reading", path):
+            header = qcow2.read_header(path)
+    except qcow2.Qcow2Error as err:
+        raise ImageRefused(target=target, path=str(path), reason=err.reason) from err
+    found = _backing(path, header)
+    if header.backing and (found is None or header.backing_format not in {"qcow2", "raw"}):
+        reason = f"it has come to stand on {header.backing!r} ({header.backing_format})"
+        raise ImageRefused(target=target, path=str(path), reason=reason)
+    return found
+
+
+def _backing(path: Path, header: qcow2.Header) -> Path | None:
+    name = _file_name(header.backing) if header.backing else None
     # A relative name is relative to the image that holds it (docs/interop/qcow2.txt, "backing file name").
     return Path(os.path.realpath(path.parent / name)) if name else None
 
@@ -27,14 +54,16 @@ def backing_of(path: Path) -> Path | None:
 def _header_of(path: Path) -> qcow2.Header | None:
     try:
         descriptor = files.open_regular(path)
-    except OSError:
+        try:
+            return qcow2.read_header_from(descriptor)
+        finally:
+            os.close(descriptor)
+    except qcow2.Qcow2Error:
         return None
-    try:
-        return qcow2.read_header_from(descriptor)
-    except (qcow2.Qcow2Error, OSError):
-        return None
-    finally:
-        os.close(descriptor)
+    except OSError as err:
+        if err.errno in _NO_IMAGE:
+            return None
+        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
 
 
 def _file_name(backing: str) -> str | None:
@@ -55,7 +84,10 @@ def _file_name(backing: str) -> str | None:
 
 
 def chain_of(path: Path) -> list[Path]:
-    """Follow the headers from an image down as far as they can be read, resolved, top first; nothing is refused."""
+    """Follow the headers from an image down as far as there are images, resolved, top first; nothing is refused.
+
+    Raises StorageFailed where one cannot be read.
+    """
     chain: list[Path] = []
     below: Path | None = Path(os.path.realpath(path))
     while below is not None and below not in chain and len(chain) < _MAX_DEPTH:
@@ -68,7 +100,7 @@ def standing_on(path: Path) -> list[Path]:
     """Find the images in the same directory that stand on ``path``: an administrator's own overlay among them.
 
     A file elsewhere is not found; the caller adds the chains that it knows. Raises StorageFailed where the directory
-    cannot be read.
+    or a file in it cannot be read.
     """
     resolved = Path(os.path.realpath(path))
     try:

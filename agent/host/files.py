@@ -2,29 +2,26 @@
 
 Every name that this module makes beside a target begins with ``.coldframe-``, so that a stray one is known as ours.
 An ``OSError`` leaves as ``StorageFailed``; where the file system or the quota is full it leaves as ``NoSpace``.
-Nothing here follows a symbolic link in the last component: the directories of QEMU and swtpm belong to users that
-are less trusted than the agent. Calls block; an async caller goes through ``asyncio.to_thread``.
+Nothing here follows a symbolic link, in the last component or on the way to it: see ``paths``. Calls block; an async
+caller goes through ``asyncio.to_thread``.
 """
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent.errors import HostFileTooLarge, NoSpace, StorageFailed
+from agent.host import paths
 
 STAGE_PREFIX = ".coldframe-"
 _SELINUX = "security.selinux"
 _NO_LABEL = {errno.ENODATA, errno.ENOTSUP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_RENAME_EXCHANGE = 2  # <linux/fs.h>
-_AT_FDCWD = -100  # <fcntl.h>
 _READ_TRIES = 3
 
 
@@ -63,9 +60,9 @@ def staged_path(target: Path, token: str) -> Path:
 def staged_for(target: Path) -> list[Path]:
     """Find what stands under a hidden name that belongs to ``target``, whatever the token: see ``staged_path``."""
     ending = staged_path(target, "").name.removeprefix(STAGE_PREFIX)
-    with storage("listing", target.parent), os.scandir(target.parent) as entries:
-        names = [entry.name for entry in entries]
-    return [target.parent / name for name in sorted(names) if name.startswith(STAGE_PREFIX) and name.endswith(ending)]
+    with storage("listing", target.parent):
+        names = paths.names_in(target.parent)
+    return [target.parent / name for name in names if name.startswith(STAGE_PREFIX) and name.endswith(ending)]
 
 
 def write_atomic(
@@ -81,12 +78,12 @@ def write_atomic(
     """
     temporary = staged_path(path, token or secrets.token_hex(8))
     with storage("writing", path, len(data)):
-        temporary.unlink(missing_ok=True)
+        paths.unlink(temporary, missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
-            temporary.replace(path)
+            paths.rename(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            paths.unlink(temporary, missing_ok=True)
             raise
         _fsync_directory(path.parent)
 
@@ -94,35 +91,27 @@ def write_atomic(
 def write_staged(temporary: Path, data: bytes, like: Path | None = None, mode: int | None = None) -> None:
     """Write ``data`` durably under a name of its own (``staged_path``), to be renamed later; see ``write_atomic``."""
     with storage("writing", temporary, len(data)):
-        temporary.unlink(missing_ok=True)
+        paths.unlink(temporary, missing_ok=True)
         try:
             _write_new(temporary, data, like, mode)
             _fsync_directory(temporary.parent)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            paths.unlink(temporary, missing_ok=True)
             raise
 
 
 def _write_new(path: Path, data: bytes, like: Path | None, mode: int | None) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = paths.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         os.fchmod(descriptor, 0o600)  # the umask does not decide
         view = memoryview(data)
         while view:
             view = view[file.write(view) :]
-        if like is not None and _exists(like):
+        if like is not None and paths.exists(like):
             take_after(descriptor, like)
         if mode is not None:
             os.fchmod(descriptor, mode)
         os.fsync(descriptor)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def copy_ownership(source: Path, target: Path) -> None:
@@ -140,7 +129,7 @@ def give_like_directory(path: Path, directory: Path) -> None:
     """Give a regular file to whom the directory belongs."""
     with storage("setting the owner of", path), _opened(path) as descriptor:
         _require_one_name(descriptor, path)
-        facts = directory.stat()
+        facts = paths.stat(directory)
         os.fchown(descriptor, facts.st_uid, facts.st_gid)
 
 
@@ -153,7 +142,7 @@ def _require_one_name(descriptor: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = paths.opened(path)
     try:
         yield descriptor
     finally:
@@ -191,7 +180,7 @@ def _fsync_directory(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
     """Rename within one directory or between two of one file system, durably; an existing file is replaced."""
     with storage("renaming to", target):
-        source.rename(target)
+        paths.rename(source, target)
         _fsync_directory(target.parent)
         if source.parent != target.parent:
             _fsync_directory(source.parent)
@@ -203,10 +192,10 @@ def rename_new(source: Path, target: Path) -> None:
     Both names are there for a moment, so that a crash cannot lose the file; called again, it goes on from there.
     """
     with storage("renaming to", target):
-        if not (_exists(target) and source.samefile(target)):
-            os.link(source, target, follow_symlinks=False)
+        if not (paths.exists(target) and os.path.samestat(paths.stat(source), paths.stat(target))):
+            paths.link(source, target)
             _fsync_directory(target.parent)
-        source.unlink()
+        paths.unlink(source)
         _fsync_directory(target.parent)
 
 
@@ -219,7 +208,7 @@ def exchange(a: Path, b: Path) -> None:
     """
     with storage("exchanging", a):
         try:
-            _renameat2(a, b)
+            paths.exchange(a, b)
         except OSError as err:
             if err.errno not in {errno.EINVAL, errno.ENOSYS}:
                 raise
@@ -229,37 +218,27 @@ def exchange(a: Path, b: Path) -> None:
             _fsync_directory(b.parent)
 
 
-def _renameat2(a: Path, b: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    function = getattr(libc, "renameat2", None)
-    if function is None:
-        raise OSError(errno.ENOSYS, "the C library has no renameat2")
-    if function(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(a))
-
-
 def exchange_by_renames(a: Path, b: Path) -> None:
     """The fallback of ``exchange``; raises ``OSError``. The hidden name exists as long as the swap is unfinished."""
     aside = staged_path(a, "exchange")
-    b.lstat()  # both must be there before anything is touched
-    if stat.S_ISDIR(a.lstat().st_mode):
-        a.rename(aside)
+    paths.stat(b)  # both must be there before anything is touched
+    if paths.is_directory(a):
+        paths.rename(a, aside)
     else:
-        os.link(a, aside, follow_symlinks=False)
-    b.replace(a)
-    aside.rename(b)
+        paths.link(a, aside)
+    paths.rename(b, a)
+    paths.rename(aside, b)
 
 
 def finish_exchange(a: Path, b: Path) -> bool:
     """Complete a swap that a crash cut short in its fallback; true where there was one."""
     aside = staged_path(a, "exchange")
     with storage("exchanging", a):
-        if not _exists(aside):
+        if not paths.exists(aside):
             return False
-        if _exists(b):
-            b.replace(a)
-        aside.rename(b)
+        if paths.exists(b):
+            paths.rename(b, a)
+        paths.rename(aside, b)
         _fsync_directory(a.parent)
         return True
 
@@ -267,9 +246,9 @@ def finish_exchange(a: Path, b: Path) -> bool:
 def open_regular(path: Path) -> int:
     """Open a regular file for reading and return the descriptor; raises ``OSError`` as it is.
 
-    Never follows a link in the last component, never blocks on a pipe, is not inherited by a child.
+    Never follows a link, never blocks on a pipe, is not inherited by a child.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = paths.opened(path)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -308,6 +287,37 @@ def _read_up_to(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
+def settled(path: Path) -> Path:
+    """Return the name to work with from now on: see ``paths.settle``."""
+    with storage("looking for", path):
+        return paths.settle(path)
+
+
+def exists(path: Path) -> bool:
+    """Tell whether anything has this name, be it a link that leads nowhere."""
+    with storage("looking for", path):
+        return paths.exists(path)
+
+
+def is_regular(path: Path) -> bool:
+    """Tell whether a regular file has this name."""
+    with storage("looking for", path):
+        return paths.exists(path) and stat.S_ISREG(paths.stat(path).st_mode)
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory with this mode, whatever the umask says."""
+    with storage("making", path):
+        paths.make_directory(path)
+    change_mode(path, mode)
+
+
+def change_mode(path: Path, mode: int) -> None:
+    """Set the mode of a file or a directory."""
+    with storage("setting the mode of", path), _opened(path) as descriptor:
+        os.fchmod(descriptor, mode)
+
+
 def nearest_directory(path: Path) -> Path:
     """Return the directory, or the nearest above it that exists: what will be made in it takes room there."""
     return next(one for one in (path, *path.parents) if one.is_dir())
@@ -324,10 +334,7 @@ def remove_tree(path: Path) -> None:
     """Remove a file, a link (not what it names) or a directory with all it holds; nothing there is no error."""
     with storage("removing", path):
         try:
-            if stat.S_ISDIR(path.lstat().st_mode):
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            paths.remove_tree(path)
         except FileNotFoundError:
             return
         _fsync_directory(path.parent)

@@ -1,11 +1,12 @@
 """A domain's host files as they lie on this host: found by its definition, read whole and checked. Blocking."""
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import HostFileNotFound, HostFileUnsupported, StorageFailed
-from agent.host import nvram, tpm
+from agent.host import files, nvram, tpm
 from agent.host.domain_xml import Domain
 from agent.host.tpm_lock import LOCK_NAME
 from agent.web.errors import Error
@@ -24,7 +25,7 @@ def read(domain: Domain, type_: HostFileType, limit_bytes: int) -> tuple[HostFil
     if path is None:
         raise HostFileUnsupported(name=domain.name, type=type_, reason=_refusal(domain, type_))
     reader = nvram.read if type_ == "nvram" else tpm.pack
-    data = reader(path, domain.name, limit_bytes)
+    data = reader(files.settled(path), domain.name, limit_bytes)
     facts = HostFile(
         type=type_,
         path=str(path),
@@ -47,6 +48,15 @@ def look(domain: Domain, limit_bytes: int) -> HostFiles:
             path, reason = path_of(domain, type_), str(err.facts.get("reason", err))
             missing.append(MissingHostFile(type=type_, path=str(path or ""), code=err.code, reason=reason))
     return HostFiles(items=items, expected=domain.host_file_types, missing=missing)
+
+
+def settled(domain: Domain) -> Domain:
+    """Return a domain whose host files have the names to work with; see ``agent.host.paths``. Raises StorageFailed."""
+    return replace(
+        domain,
+        nvram=files.settled(domain.nvram) if domain.nvram else None,
+        tpm_directory=files.settled(domain.tpm_directory) if domain.tpm_directory else None,
+    )
 
 
 def path_of(domain: Domain, type_: HostFileType) -> Path | None:

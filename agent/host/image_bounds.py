@@ -1,8 +1,9 @@
 """Which files a ``qemu-img`` may open: the chains that it was given as they are now, and nothing that they name later.
 
 A header is read twice, by us and then by QEMU, and whoever owns the directory can change it in between, or put a link
-where the file was. So every file of the chains is opened here, found to lie in an allowed directory by where the open
-descriptor is, and handed on as a rule about that file: QEMU meets *Permission denied* on any other.
+where the file, or a directory above it, was. So every file of the chains is opened here by a path without links that
+lies in an allowed directory, and handed on as a rule about that file: QEMU, which goes by names, meets *Permission
+denied* on any other that a name leads to by then.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent.host import dependents, qcow2
+from agent.host import dependents, paths, qcow2
 from agent.host.confine import Bounds
 
 #: qemu-img itself took 0.3 GiB of address space, and at most 64 threads reserve 8 MiB of stack each: where one cannot
@@ -32,18 +33,23 @@ class ImageOutsideError(Exception):
 
 @contextlib.contextmanager
 def opened(
-    within: Sequence[Path], chains: Sequence[Path], *, writable: Sequence[Path | int] = (), file_bytes: int = 0
+    within: Sequence[Path],
+    chains: Sequence[Path],
+    *,
+    writable: Sequence[Path | int] = (),
+    alone: Sequence[Path] = (),
+    file_bytes: int = 0,
 ) -> Iterator[Bounds]:
     """Open the files of the chains that begin at ``chains``, and ``writable`` (a path or a descriptor) to be changed.
 
-    Raises ImageOutsideError where one lies outside the directories ``within`` or is no regular file. What is not
-    there is left for the command to say.
+    Raises ImageOutsideError where one lies outside the directories ``within``, is no regular file, is behind a link
+    (only the names in headers may be, which are followed first), or is to have no other name (``alone``) and has one.
+    What is not there is left for the command to say.
     """
-    allowed = [Path(os.path.realpath(directory)) for directory in within]
-    read = list(dict.fromkeys(image for top in chains for image in dependents.chain_of(top)))
+    read = list(dict.fromkeys(image for top in chains for image in (top, *dependents.chain_of(top)[1:])))
     with contextlib.ExitStack() as stack:
-        readable = [_enter(stack, path, allowed) for path in read]
-        written = [one if isinstance(one, int) else _enter(stack, one, allowed) for one in writable]
+        readable = [_enter(stack, path, within) for path in read]
+        written = [one if isinstance(one, int) else _enter(stack, one, within, alone=one in alone) for one in writable]
         yield Bounds(
             readable=[one for one in readable if one is not None],
             writable=[one for one in written if one is not None],
@@ -52,19 +58,21 @@ def opened(
         )
 
 
-def _enter(stack: contextlib.ExitStack, path: Path, allowed: list[Path]) -> int | None:
+def _enter(stack: contextlib.ExitStack, path: Path, allowed: Sequence[Path], *, alone: bool = False) -> int | None:
+    if not any(path.is_relative_to(directory) for directory in allowed):
+        raise ImageOutsideError(f"{path} lies outside the allowed image directories")
     try:
-        descriptor = os.open(os.path.realpath(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = paths.opened(path, os.O_PATH)
     except FileNotFoundError:
         return None
     except OSError as err:
         raise ImageOutsideError(f"{path} cannot be opened: {err.strerror}") from err
     stack.callback(os.close, descriptor)
-    found = Path(f"/proc/self/fd/{descriptor}").readlink()
-    if not any(found.is_relative_to(directory) for directory in allowed):
-        raise ImageOutsideError(f"{path}, which is {found}, lies outside the allowed image directories")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
         raise ImageOutsideError(f"{path} is not a regular file")
+    if alone and facts.st_nlink != 1:
+        raise ImageOutsideError(f"{path} has another name, under which what is written to it would be seen too")
     return descriptor
 
 
@@ -88,6 +96,6 @@ def _virtual_bytes(path: Path) -> int:
 
 def _size_bytes(path: Path) -> int:
     try:
-        return path.stat(follow_symlinks=False).st_size
+        return paths.stat(path).st_size
     except OSError:
         return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from agent.errors import ImageInUse, StorageFailed
-from agent.host import files
+from agent.host import files, paths
 
 _WRITE_USED, _WRITE_NOT_SHARED = 101, 201
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock with 64-bit offsets: type, whence, start, length, pid
@@ -57,7 +57,7 @@ class ImageLock:
     def take_alone(cls, target: str, path: Path) -> "ImageLock":
         """Lock an image against readers too, before it is removed; ImageInUse where anybody has it open."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = paths.opened(path, os.O_RDWR)
         except OSError as err:
             raise StorageFailed(action="locking", path=str(path), reason=err.strerror or str(err)) from err
         try:
@@ -73,6 +73,10 @@ class ImageLock:
     def keeps_us_out(self) -> bool:
         """Tell whether somebody else reads the image and lets nobody write to it: a VM that runs above it, say."""
         return is_locked(self._descriptor, _WRITE_NOT_SHARED, 1)
+
+    def has_name(self, path: Path) -> bool:
+        """Tell whether this is the image's name."""
+        return paths.is_same(path, self._descriptor)
 
     def release(self) -> None:
         """Let writers in again; a second call does nothing."""

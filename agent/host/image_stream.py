@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.errors import ImageRefused
-from agent.host import files, qcow2
+from agent.host import files, paths, qcow2
 
 _PIECE_BYTES = 1 << 20
 _HOLE_BYTES = 64 << 10
@@ -76,9 +76,8 @@ class NewImage:
         self._digest = hashlib.sha256()
         self.size_bytes = 0
         with files.storage("creating", path):
-            path.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o600)
+            paths.unlink(path, missing_ok=True)
+            self._descriptor = paths.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ChainTooDeep, ImageRefused, InternalSnapshot, StorageFailed
-from agent.host import files, qcow2
+from agent.host import files, paths, qcow2
 from agent.wire.vm import Image
 
 ANY_DEPTH = 1_000  # for callers that add no overlay; what is deeper is not a chain but an attack
@@ -17,14 +17,14 @@ _CLUSTER_BYTES = 65_536  # of the overlays we make, QEMU's default
 def read_chain(target: str, path: Path, declared_format: str, allowed_dirs: list[Path], max_depth: int) -> list[Image]:
     """Return the files of a disk's chain from the top to the root, each judged safe to build on.
 
-    ``path`` and ``declared_format`` come from the domain XML. Every ``Image.path`` is resolved (no links), as is
-    ``backing``. ``max_depth`` is how many files a chain may have before one more overlay is refused; pass
-    ``ANY_DEPTH`` when none will be added.
+    ``path`` and ``declared_format`` come from the domain XML, ``allowed_dirs`` were settled when they were configured.
+    Every ``Image.path`` is resolved (no links), as is ``backing``. ``max_depth`` is how many files a chain may have
+    before one more overlay is refused; pass ``ANY_DEPTH`` when none will be added.
     Raises ``ImageRefused``, ``InternalSnapshot``, ``ChainTooDeep``; ``StorageFailed`` where reading fails.
     """
     if declared_format != "qcow2":
         raise ImageRefused(target=target, path=str(path), reason=f"its declared format is {declared_format}, not qcow2")
-    walk = _Walk(target, [Path(os.path.realpath(directory)) for directory in allowed_dirs])
+    walk = _Walk(target, allowed_dirs)
     chain: list[Image] = []
     below: _Named | None = _Named(path, walk.resolve(path, path), declared_format)
     while below:
@@ -38,7 +38,7 @@ def read_chain(target: str, path: Path, declared_format: str, allowed_dirs: list
 def fingerprint(path: Path) -> str:
     """Return ``<size>:<mtime in ns>`` of a file; it changes when anything writes to it."""
     try:
-        return _fingerprint(path.stat())
+        return _fingerprint(paths.stat(path))
     except OSError as err:
         raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
 
@@ -115,13 +115,9 @@ class _Walk:
 
     def _open(self, path: Path) -> int:
         try:
-            descriptor = files.open_regular(path)
+            return files.open_regular(path)
         except OSError as err:
             raise self._refuse(path, f"it cannot be opened: {err.strerror}") from err
-        if Path(f"/proc/self/fd/{descriptor}").readlink() != path:
-            os.close(descriptor)
-            raise self._refuse(path, "it was replaced while it was being looked at")
-        return descriptor
 
     def _header(self, descriptor: int, path: Path) -> qcow2.Header:
         try:

@@ -131,7 +131,7 @@ class Inventory:
             return
         if neighbours.with_nvram([one for one in await self.neighbours() if one.uuid != domain.uuid], old):
             return
-        await asyncio.to_thread(files.rename_new, old, domain.nvram)
+        await asyncio.to_thread(_move_nvram, old, domain.nvram)
         log.info(kv("nvram-follows-rename", vm=domain.uuid, name=domain.name, path=domain.nvram, was=old))
 
     def _left_behind(self, domain: Domain) -> Path | None:
@@ -254,3 +254,7 @@ class Inventory:
         return msgspec.structs.replace(
             facts, virtual_size_bytes=chain[0].virtual_size_bytes, chain_depth=len(chain), chain=chain
         )
+
+
+def _move_nvram(old: Path, new: Path) -> None:
+    files.rename_new(files.settled(old), files.settled(new))

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import libvirt
 
-from agent.errors import HypervisorUnavailable
+from agent.errors import HypervisorUnavailable, OutOfThreads
 from agent.host.libvirt_link import DomainEvent, Link, WatchLink, is_transport_error
 from agent.host.threads import Turn, in_thread, note_failure
 
@@ -100,6 +100,8 @@ class Connection:
         except asyncio.CancelledError:
             call.given_up = True
             raise
+        except OutOfThreads as err:
+            raise HypervisorUnavailable(uri=self._uri, reason=str(err)) from err
 
     async def keep(self) -> None:
         """Connect, and again whenever the link is lost, until cancelled."""
@@ -144,8 +146,8 @@ class Connection:
         on_closed = partial(_call_soon, loop, self._closed)
         try:
             opening = partial(WatchLink, self._uri, self._deadline_s, on_event, on_closed)
-            watch = await in_thread(opening, (libvirt.libvirtError,))
-        except libvirt.libvirtError as err:
+            watch = await in_thread(opening, (libvirt.libvirtError, OutOfThreads))
+        except (libvirt.libvirtError, OutOfThreads) as err:
             raise HypervisorUnavailable(uri=self._uri, reason=str(err)) from err
         finally:
             self._opening = None

@@ -20,6 +20,8 @@ from uuid import UUID
 
 import libvirt
 
+from agent.errors import OutOfThreads
+
 DomainEventKind = Literal["defined", "undefined", "renamed", "started", "stopped"]
 
 _KINDS: dict[int, DomainEventKind] = {
@@ -51,12 +53,15 @@ def is_transport_error(err: libvirt.libvirtError) -> bool:
 
 @lru_cache(maxsize=1)
 def start_event_loop() -> threading.Thread:
-    """Start libvirt's event loop, once in this process; it has to run before the first connection is opened."""
+    """Start libvirt's event loop, once in this process, before the first connection is opened. Raises OutOfThreads."""
     # Without a handler libvirt prints each error on stderr, besides raising it.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as err:
+        raise OutOfThreads(reason=str(err)) from err
     return thread
 
 

@@ -49,6 +49,8 @@ class Completed:
         if self.returncode >= 0:
             return told or f"exit status {self.returncode}"
         ended = f"ended by {_signal_name(-self.returncode)}"
+        if self.returncode == -signal.SIGKILL:
+            ended += ", as the kernel does where memory is short"
         return f"{told} ({ended})" if told else ended
 
 
@@ -134,7 +136,10 @@ class _Start:
                 result.append(err)
 
         thread = threading.Thread(target=start, name=f"start {argv[0]}")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as err:  # neither Python nor the caller has any other word for it
+            raise OSError(errno.EAGAIN, "no thread can be started for it") from err
         thread.join()
         (started,) = result
         if isinstance(started, BaseException):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import QemuImgFailed, StorageFailed
-from agent.host import files, image_bounds, images, process, qcow2
+from agent.host import files, image_bounds, images, paths, process, qcow2
 from agent.host.confine import Bounds
 
 QUICK_S = 60.0
@@ -86,7 +86,7 @@ async def _new_file(command: str, path: Path, like: Path | None) -> AsyncIterato
 def _reserve(command: str, path: Path) -> int:
     """Take the name, so that what ``qemu-img`` truncates is ours and private; return the file's descriptor."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = paths.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as err:
         raise QemuImgFailed(command=command, path=str(path), reason="the file exists") from err
     except OSError as err:
@@ -97,7 +97,7 @@ def _reserve(command: str, path: Path) -> int:
 
 def _finish(command: str, path: Path, descriptor: int, like: Path | None) -> None:
     """Make a new file durable, and give it away: the file that was made, whatever has its name by now."""
-    if not _has_name(path, descriptor):
+    if not paths.is_same(path, descriptor):
         raise QemuImgFailed(command=command, path=str(path), reason="another file took its name meanwhile")
     with files.storage("syncing", path):
         if like is not None:
@@ -107,15 +107,8 @@ def _finish(command: str, path: Path, descriptor: int, like: Path | None) -> Non
 
 
 def _discard(path: Path, descriptor: int) -> None:
-    if _has_name(path, descriptor):
+    if paths.is_same(path, descriptor):
         files.remove_tree(path)
-
-
-def _has_name(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except OSError:
-        return False
 
 
 def _verify_overlay(descriptor: int, path: Path, wanted: tuple[str, str, int]) -> None:
@@ -131,7 +124,7 @@ def _verify_overlay(descriptor: int, path: Path, wanted: tuple[str, str, int]) -
 def sync(path: Path) -> None:
     """Make a file's contents and its name durable."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = paths.opened(path)
         try:
             os.fsync(descriptor)
         finally:
@@ -185,7 +178,9 @@ async def commit(
     """
     _require(("commit", path), base)
     arguments = ("-p", "-f", "qcow2", "-d", "-b", str(base), str(path))
-    async with _opened("commit", path, within, [path], writable=[path, base], grows=(path, base)) as bounds:
+    async with _opened(
+        "commit", path, within, [path], writable=[path, base], alone=[base], grows=(path, base)
+    ) as bounds:
         await _long("commit", path, on_percent, *arguments, bounds=bounds)
     await asyncio.to_thread(sync, base)
 
@@ -259,13 +254,14 @@ async def _opened(
     chains: Sequence[Path],
     *,
     writable: Sequence[Path | int] = (),
+    alone: Sequence[Path] = (),
     grows: Sequence[Path] = (),
 ) -> AsyncIterator[Bounds]:
     """Hold open what a command may open; ``grows`` are the disk that it copies and the file that it writes to."""
 
     def enter(stack: contextlib.ExitStack) -> Bounds:
         most = image_bounds.grown_bytes(*grows) if grows else 0
-        return stack.enter_context(image_bounds.opened(within, chains, writable=writable, file_bytes=most))
+        return stack.enter_context(image_bounds.opened(within, chains, writable=writable, alone=alone, file_bytes=most))
 
     with contextlib.ExitStack() as stack:
         try:

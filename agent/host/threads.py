@@ -3,22 +3,48 @@
 asyncio.to_thread is not for these: its threads are joined when the process ends and its pool is soon full of calls
 that hang. Here each call has a daemon thread of its own, calls that share a key take turns, and a waiting call
 holds no thread. So at most one thread per key is ever left behind, however often its caller gives up and asks again.
+
+The threads of asyncio.to_thread are started before the agent serves (``started_pool``). A pool that starts them when
+they are needed has the work in its queue already when it finds that it cannot: its caller is told that it failed, and
+some other thread does it later all the same.
 """
 
 import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from agent.errors import OutOfThreads
+
 T = TypeVar("T")
+
+#: Reads, writes and syncs at once, over all transactions: a disk is busy long before.
+POOL_THREADS = 8
+
+
+def started_pool(threads: int = POOL_THREADS) -> ThreadPoolExecutor:
+    """Return a pool whose threads all run already, so that it starts none later. Raises OutOfThreads."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="files")
+    met = threading.Barrier(threads + 1)
+    try:
+        for _ in range(threads):
+            pool.submit(met.wait)
+    except RuntimeError as err:
+        met.abort()
+        pool.shutdown()
+        raise OutOfThreads(reason=str(err)) from err
+    met.wait()
+    return pool
 
 
 def in_thread(work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asyncio.Future[T]:
     """Start ``work`` in a daemon thread; its result, or the one of ``errors`` that it raised, is the future's.
 
+    Where no thread can be started that is OutOfThreads.
     Any other exception is a defect: it goes to threading.excepthook, and the future gets a RuntimeError. A future that
     nobody waits for any more is set all the same; the work cannot be stopped.
     """
@@ -42,7 +68,10 @@ def in_thread(work: Callable[[], T], errors: tuple[type[Exception], ...]) -> asy
             with contextlib.suppress(RuntimeError):  # the loop may have closed since; nobody waits then
                 loop.call_soon_threadsafe(settle, outcome)
 
-    threading.Thread(target=run, name="blocking-call", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="blocking-call", daemon=True).start()
+    except RuntimeError as err:
+        future.set_exception(OutOfThreads(reason=str(err)))
     return future
 
 

@@ -18,7 +18,7 @@ import tarfile
 from pathlib import Path
 
 from agent.errors import HostFileDamaged, HostFileMissing, HostFileTooLarge, StorageFailed
-from agent.host import files, tpm_archive
+from agent.host import files, paths, tpm_archive
 from agent.host.tpm_archive import STATE_DIRECTORIES
 from agent.host.tpm_lock import LOCK_NAME, StateLock
 
@@ -82,8 +82,9 @@ def judge(data: bytes, directory: Path, name: str = "") -> dict[str, bytes]:
 def _claim(directory: Path) -> None:
     """Make the directory, or refuse one that holds something: from here on all in it is ours to remove."""
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        taken = any(directory.iterdir())
+        if not paths.exists(directory):
+            paths.make_directory(directory)
+        taken = paths.names_in(directory)
     except OSError as err:
         raise StorageFailed(action="creating", path=str(directory), reason=err.strerror or str(err)) from err
     if taken:
@@ -93,15 +94,16 @@ def _claim(directory: Path) -> None:
 def _write(members: dict[str, bytes], directory: Path, like: Path | None) -> None:
     states = [directory / state for state in sorted({member.split("/")[0] for member in members})]
     for state in states:
-        state.mkdir(mode=0o700)
+        paths.make_directory(state)
     for member, content in members.items():
         files.write_staged(directory / member, content, like=_model(directory / member, like))
     for path in (*states, directory):
         model = like if path == directory else _model(path, like)
-        if model is not None and model.is_dir():
+        if model is not None and paths.is_directory(model):
             files.copy_ownership(model, path)
         elif path == directory:
-            path.chmod(0o711)  # as libvirt makes it, which gives what is below to swtpm's user at a start: he passes
+            # As libvirt makes it, which gives what is below to swtpm's user at a start: he passes.
+            files.change_mode(path, 0o711)
         files.fsync_directory(path)
     files.fsync_directory(directory.parent)
 
@@ -113,12 +115,12 @@ def _model(new: Path, like: Path | None) -> Path | None:
     """
     if like is None:
         return None
-    states = [like / state for state in STATE_DIRECTORIES if (like / state).is_dir()]
+    states = [like / state for state in STATE_DIRECTORIES if paths.is_directory(like / state)]
     if new.name in STATE_DIRECTORIES:
         candidates = states
     else:
         candidates = [
-            entry for state in states for entry in sorted(state.iterdir()) if stat.S_ISREG(entry.lstat().st_mode)
+            state / name for state in states for name in paths.names_in(state) if files.is_regular(state / name)
         ]
     same = [candidate for candidate in candidates if candidate.name == new.name]
     return next(iter(same + candidates), None)
@@ -161,7 +163,7 @@ def _list(directory: Path, name: str) -> list[str]:
     if not present:
         raise _missing(directory, name, "it does not exist")
     for state in present:
-        for entry in sorted(path.name for path in (directory / state).iterdir()):
+        for entry in paths.names_in(directory / state):
             if entry == LOCK_NAME or _SCRATCH.match(entry):
                 continue
             if not tpm_archive.FILE_NAME.fullmatch(entry):
@@ -176,7 +178,7 @@ def _list(directory: Path, name: str) -> list[str]:
 
 def _is_directory(path: Path, name: str) -> bool:
     try:
-        mode = path.lstat().st_mode
+        mode = paths.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
     if not stat.S_ISDIR(mode):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from agent.errors import HostFileInUse, StorageFailed
-from agent.host import image_locks
+from agent.host import image_locks, paths
 from agent.host.tpm_archive import STATE_DIRECTORIES
 
 LOCK_NAME = ".lock"
@@ -36,7 +36,7 @@ class StateLock:
         lock = cls([])
         try:
             for state in STATE_DIRECTORIES:
-                if (directory / state).is_dir():
+                if paths.is_directory(directory / state):
                     lock._descriptors.append(_open(directory / state))
                     image_locks.lock_whole(lock._descriptors[-1])
         except BlockingIOError as err:
@@ -65,7 +65,7 @@ def require_free(directory: Path, name: str = "") -> None:
     """Raise ``HostFileInUse`` where an emulator has the state open, without locking anything; ``StorageFailed``."""
     for path in (directory / state / LOCK_NAME for state in STATE_DIRECTORIES):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = paths.opened(path)
         except FileNotFoundError:
             continue
         except OSError as err:
@@ -80,14 +80,13 @@ def require_free(directory: Path, name: str = "") -> None:
 
 def _open(state: Path) -> int:
     """Open the lock file of a state directory, made as swtpm would make it: private, and the directory owner's."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     path = state / LOCK_NAME
     with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-        owner = state.stat()
+        descriptor = paths.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        owner = paths.stat(state)
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
         return descriptor
-    descriptor = os.open(path, flags)
+    descriptor = paths.opened(path, os.O_RDWR)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file")

@@ -15,7 +15,7 @@ from agent.errors import (
     HostFileMissing,
     StorageFailed,
 )
-from agent.host import files, images, qemu_img
+from agent.host import files, host_files, images, qemu_img
 from agent.host.clone_xml import Identity, cloned, mac_addresses
 from agent.host.domain_xml import Domain, parse
 from agent.host.tpm_archive import STATE_DIRECTORIES
@@ -53,11 +53,11 @@ class CloneSurveyor:
         xml, dropped = cloned(request.domain_xml, self._identity(source, chains, taken_macs))
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         new_bytes = {target: await self._new_bytes(chain) for target, chain in chains.items()}
-        await asyncio.to_thread(require_free_paths, domain, self.limits.swtpm_dir)
+        await asyncio.to_thread(require_free_paths, domain)
         room = await asyncio.to_thread(self._room, domain, chains)
         facts = CloneFacts(
             transaction=self.transaction,
-            domain=domain,
+            domain=await asyncio.to_thread(host_files.settled, domain),
             xml=xml,
             dropped=dropped,
             frozen=chains,
@@ -138,16 +138,16 @@ def disk_of(target: str, chain: list[Image]) -> Disk:
     )
 
 
-def require_free_paths(domain: Domain, swtpm_dir: Path) -> None:
+def require_free_paths(domain: Domain) -> None:
     """Refuse a place where an earlier domain has left firmware state: a new one must not start with that.
 
     libvirt's directory of TPMs may be missing: it is made with the first one of a host.
     """
     for path in (domain.nvram, domain.tpm_directory):
-        if path is not None and (path.is_symlink() or path.exists()):
+        if path is not None and files.exists(files.settled(path)):
             reason = f"{path} exists already, left by an earlier domain; move it away or choose another name"
             raise DomainNameRefused(name=domain.name, reason=reason)
-        if path is not None and not path.parent.is_dir() and path.parent != swtpm_dir:
+        if path is not None and not path.parent.is_dir() and path != domain.tpm_directory:
             raise StorageFailed(action="looking for", path=str(path.parent), reason="No such directory")
 
 
@@ -160,7 +160,7 @@ def host_file_models(source: Domain, swtpm_dir: Path) -> dict[HostFileType, Path
     found = own if own is not None and _holds("tpm", own) else model_among("tpm", swtpm_dir)
     if found is not None:
         models["tpm"] = found
-    return models
+    return {type_: files.settled(path) for type_, path in models.items()}
 
 
 def model_among(type_: HostFileType, directory: Path) -> Path | None:
@@ -203,12 +203,12 @@ async def _(step: PlaceHostFile, work: Work) -> None:
 
 def _place(step: PlaceHostFile, work: Work) -> None:
     path, staged = Path(step.path), Path(step.staged)
-    if not staged.exists():
+    if not files.exists(staged):
         if not _is_ours(step, work):
             reason = "what was staged for it is gone"
             raise HostFileMissing(name=work.name, type=step.type, path=step.path, reason=reason)
         return
-    if path.is_symlink() or path.exists():
+    if files.exists(path):
         raise StorageFailed(action="placing", path=step.path, reason="something has taken its name meanwhile")
     if step.type == "tpm":
         work.locks.take_tpm(staged)
@@ -217,7 +217,7 @@ def _place(step: PlaceHostFile, work: Work) -> None:
 
 def _take_back(step: PlaceHostFile, work: Work) -> None:
     path, staged = Path(step.path), Path(step.staged)
-    if not staged.exists() and _is_ours(step, work):
+    if not files.exists(staged) and _is_ours(step, work):
         files.rename(path, staged)
 
 

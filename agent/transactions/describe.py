@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from agent.host import dependents, images
+from agent.host import dependents, files, images, paths
 from agent.transactions.archive_steps import ReceiveImage
 from agent.transactions.journal import AnyRequest
 from agent.transactions.model import (
@@ -89,10 +89,10 @@ def merge_outcomes(
 
 def _outcome(plan: Plan, volume: DoomedVolume, errors: dict[str, Problem], *, done: bool) -> VolumeOutcome:
     merges = [step for step in _merges(plan) if step.target == volume.target]
-    gone = not Path(volume.path).exists()
+    gone = not files.exists(Path(volume.path))
     # Where the file went in an earlier transaction whose end was not heard of, its children were rewritten then.
-    named = [step.child for step in merges] or (volume.children if gone else [])
-    moved = [child for child in named if Path(child).exists() and (gone or _left(Path(child), Path(volume.path)))]
+    named = [step.child for step in merges if gone or _is_rebased(step)] or (volume.children if gone else [])
+    moved = [child for child in named if files.exists(Path(child))]
     backings = [dependents.backing_of(Path(child)) for child in moved]
     return VolumeOutcome(
         target=volume.target,
@@ -107,18 +107,20 @@ def _outcome(plan: Plan, volume: DoomedVolume, errors: dict[str, Problem], *, do
 
 def has_replaced(plan: Plan) -> bool:
     """Tell whether a frozen file has taken its child's place, so that its snapshot cannot be brought back."""
-    return any(isinstance(step, ReplaceChild) and not Path(step.frozen).exists() for step in flat(plan.switch))
+    return any(isinstance(step, ReplaceChild) and not files.exists(Path(step.frozen)) for step in flat(plan.switch))
 
 
-def _left(child: Path, frozen: Path) -> bool:
-    return dependents.backing_of(child) != frozen
+def _is_rebased(step: RebaseChild | CommitChild) -> bool:
+    """Tell whether a child stands on what it was to stand on, and not on anything that somebody else gave it."""
+    below = dependents.backing_of(Path(step.child)) if dependents.is_image(Path(step.child)) else Path(step.child)
+    return isinstance(step, RebaseChild) and below == (Path(step.backing) if step.backing else None)
 
 
 def _moved_bytes(step: RebaseChild | CommitChild) -> int:
     """Say what was copied: all of a child that was committed, what a child that was rebased has grown by."""
     if isinstance(step, CommitChild):
         return step.allocated_bytes
-    return max(0, min(step.allocated_bytes, Path(step.child).stat().st_blocks * 512 - step.child_bytes))
+    return max(0, min(step.allocated_bytes, paths.stat(Path(step.child)).st_blocks * 512 - step.child_bytes))
 
 
 def _began(step: RebaseChild | CommitChild) -> bool:
@@ -153,5 +155,5 @@ def with_received(volumes: list[FrozenFile], step: ReceiveImage) -> list[FrozenF
     if step.position != 0:
         return volumes
     path = Path(step.staged)
-    facts = {"fingerprint": images.fingerprint(path), "allocated_bytes": path.stat().st_blocks * 512}
+    facts = {"fingerprint": images.fingerprint(path), "allocated_bytes": paths.stat(path).st_blocks * 512}
     return [msgspec.structs.replace(one, **facts) if one.target == step.target else one for one in volumes]

@@ -65,8 +65,7 @@ class Guards:
         files.fsync_directory(self._guards)
 
     def _decide(self, vm: UUID, name: str, transaction: UUID, staged: Path) -> None:
-        self._refuse_another(vm, name, transaction)
-        if self.get(vm) is not None:
+        if self._refuse_another(vm, name, transaction) is not None:
             return
         if self.is_starting(vm):
             raise DomainStarting(name=name)
@@ -74,10 +73,12 @@ class Guards:
             (self._starting / str(vm)).unlink(missing_ok=True)  # what is left here is stale
             staged.replace(self._guards / str(vm))
 
-    def _refuse_another(self, vm: UUID, name: str, transaction: UUID) -> None:
-        held = self.get(vm)
+    def _refuse_another(self, vm: UUID, name: str, transaction: UUID) -> Guard | None:
+        """Return the transaction's own guard, if it has one."""
+        held = self._held(vm)
         if held is not None and held.transaction != transaction:
             raise DomainBusy(name=name, kind=held.kind, transaction=held.transaction, since=_format(held.since))
+        return held
 
     def _staged(self, vm: UUID, transaction: UUID) -> Path:
         """Return the name before the rename: the same for the same transaction, so ``drop`` finds a dead one's."""
@@ -94,7 +95,7 @@ class Guards:
 
     def let_go(self, vm: UUID, transaction: UUID) -> None:
         """Drop the guard if it is this transaction's, or what was begun of it; another's stays."""
-        held = self.get(vm)
+        held = self._held(vm)
         if held is not None and held.transaction == transaction:
             self.drop(vm, transaction)
             return
@@ -115,10 +116,23 @@ class Guards:
         return held
 
     def get(self, vm: UUID) -> Guard | None:
-        """Return the guard of ``vm``. An unreadable one is a guard of the transaction UNKNOWN."""
+        """Return the guard of ``vm``, to be shown. An unreadable one is a guard of the transaction UNKNOWN."""
+        try:
+            return self._held(vm)
+        except StorageFailed:
+            return _guard({})
+
+    def _held(self, vm: UUID) -> Guard | None:
+        """Return the guard of ``vm``, to decide by. Raises StorageFailed where that cannot be read now.
+
+        A transaction that took its own guard for another's would leave it behind. What is no file at all never can be
+        read and is nobody's.
+        """
         try:
             values = read_mark(self._guards / str(vm))
-        except StorageFailed:
+        except StorageFailed as err:
+            if not isinstance(err.__cause__, IsADirectoryError):
+                raise
             values = {}
         return None if values is None else _guard(values)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID, uuid5
 
 from agent.errors import DirectoryRefused, HostFileUnsupported, ImageRefused, StorageFailed
-from agent.host import files, qcow2, qemu_img
+from agent.host import files, host_files, qcow2, qemu_img
 from agent.host.clone_xml import Identity, cloned, restored
 from agent.host.domain_xml import Domain, parse
 from agent.limits import Limits
@@ -44,11 +44,11 @@ class ImportSurveyor:
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.nvram_refusal is not None:
             raise HostFileUnsupported(name=request.name, type="nvram", reason=domain.nvram_refusal)
-        await asyncio.to_thread(require_free_paths, domain, self.limits.swtpm_dir)
+        await asyncio.to_thread(require_free_paths, domain)
         facts = ImportFacts(
             transaction=self.transaction,
             directory=directory,
-            domain=domain,
+            domain=await asyncio.to_thread(host_files.settled, domain),
             xml=xml,
             dropped=dropped,
             models=await asyncio.to_thread(host_file_models, domain, self.limits.swtpm_dir),
@@ -61,10 +61,10 @@ class ImportSurveyor:
 
     def _directory(self) -> Path:
         """Return where the images go, without links. Raises DirectoryRefused."""
-        allowed = [Path(os.path.realpath(directory)) for directory in self.limits.allowed_image_dirs]
-        wanted = Path(self.request.directory) if self.request.directory else self.limits.allowed_image_dirs[0]
+        allowed = self.limits.allowed_image_dirs
+        wanted = Path(self.request.directory) if self.request.directory else allowed[0]
         found = Path(os.path.realpath(wanted))
-        listed = ", ".join(map(str, self.limits.allowed_image_dirs))
+        listed = ", ".join(map(str, allowed))
         if not wanted.is_absolute() or not any(found.is_relative_to(one) for one in allowed):
             raise DirectoryRefused(path=str(wanted), reason="it lies outside those that are allowed", allowed=listed)
         if not found.is_dir():
@@ -162,13 +162,13 @@ def _refused(step: ReceiveImage, reason: str) -> ImageRefused:
 
 
 def _place(staged: Path, path: Path) -> None:
-    if not staged.exists():
+    if not files.exists(staged):
         return  # done before
-    if path.is_symlink() or path.exists():
+    if files.exists(path):
         raise StorageFailed(action="placing", path=str(path), reason="something has taken its name meanwhile")
     files.rename(staged, path)
 
 
 def _take_back(staged: Path, path: Path) -> None:
-    if path.exists() and not staged.exists():
+    if files.exists(path) and not files.exists(staged):
         files.rename(path, staged)

@@ -7,7 +7,7 @@ vanish with the agent, and a new agent takes them again in recovery.
 import logging
 from pathlib import Path
 
-from agent.errors import ImageInUse
+from agent.errors import ImageInUse, ImageRefused
 from agent.host import image_locks, tpm_lock
 from agent.host.image_locks import ImageLock
 from agent.host.tpm import StateLock
@@ -44,6 +44,17 @@ class HeldLocks:
         if lock is not None:
             lock.release()
         return lock is not None
+
+    def lend_image(self, target: str, path: Path) -> bool:
+        """Let go of one image for our own qemu-img, and tell whether it was held; see ``require_same``."""
+        self.require_same(target, path)
+        return self.release_image(path)
+
+    def require_same(self, target: str, path: Path) -> None:
+        """Raise ImageRefused where an image that is held has lost its name to another file since it was looked at."""
+        if path in self._images and not self._images[path].has_name(path):
+            reason = "another file has taken its name since it was looked at; nothing was written to it"
+            raise ImageRefused(target=target, path=str(path), reason=reason)
 
     def take_tpm(self, directory: Path) -> None:
         """Keep swtpm from opening a TPM state; a directory without one needs no lock."""

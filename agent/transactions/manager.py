@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from uuid import UUID, uuid4
 from agent.errors import (
     AgentRestarted,
     DomainRunning,
-    HashMismatch,
     HostFileNotFound,
-    HostFileTooLarge,
     HypervisorUnavailable,
     LeaseExpired,
     PreconditionFailed,
@@ -34,6 +31,7 @@ from agent.transactions.running import Running
 from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
 from agent.transactions.survey import staging_dir
 from agent.transactions.tools import Tools
+from agent.transactions.uploads import collect
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
@@ -87,9 +85,17 @@ class Manager:
             running.settled.set()
             self._known[entry.transaction.id] = running
             if entry.ended:
-                await asyncio.to_thread(running.let_go)  # it may have died before its guard was dropped
+                await self._let_go(running)
             else:
                 await self._recover(running, entry)
+
+    async def _let_go(self, running: Running) -> None:
+        """Drop the guard of a transaction that died after its end was written; what cannot be now is tried again."""
+        try:
+            await asyncio.to_thread(running.let_go)
+        except Error as err:
+            log.warning("guard-stays transaction=%s reason=%s", running.transaction.id, err)
+            running.unclean = True
 
     async def _recover(self, running: Running, entry: Entry) -> None:
         """Undo or redo. What cannot be taken up yet, as while its domain is starting, is tried again by ``tick``."""
@@ -189,10 +195,7 @@ class Manager:
         ``announced`` is the SHA-256 that was sent along, which must be that of the request too.
         """
         running = self.running(id_)
-        data = await _collect(chunks, type_, self.tools.limits.host_file_limit_bytes)
-        found = hashlib.sha256(data).hexdigest()
-        if announced not in {None, found}:
-            raise HashMismatch(type=type_, found=found, expected=announced)
+        data = await collect(chunks, type_, self.tools.limits.host_file_limit_bytes, announced)
         async with running.lock:
             require_prepared(running)
             await running.receive(type_, data)
@@ -385,14 +388,3 @@ class Manager:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("work-failed reason=%s", task.exception())
-
-
-async def _collect(chunks: AsyncIterator[bytes], type_: HostFileType, limit_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in chunks:
-        size += len(chunk)
-        if size > limit_bytes:
-            raise HostFileTooLarge(type=type_, limit_bytes=limit_bytes)
-        parts.append(chunk)
-    return b"".join(parts)

@@ -25,7 +25,7 @@ from agent.errors import (
     ImageRefused,
     StorageFailed,
 )
-from agent.host import files, images, neighbours
+from agent.host import files, host_files, images, neighbours
 from agent.host.domain_xml import Domain, emulator_of, parse
 from agent.limits import Limits
 from agent.transactions.clone import model_among
@@ -157,7 +157,8 @@ class PlaceSurveyor:
         for type_, reason in refusals.items():
             if reason is not None:
                 raise HostFileUnsupported(name=domain.name, type=type_, reason=reason)
-        paths: dict[HostFileType, Path | None] = {"nvram": domain.nvram, "tpm": domain.tpm_directory}
+        settled = host_files.settled(domain)
+        paths: dict[HostFileType, Path | None] = {"nvram": settled.nvram, "tpm": settled.tpm_directory}
         refs = {ref.type: ref for ref in self.request.host_files}
         receive = []
         for type_, path in paths.items():
@@ -171,8 +172,8 @@ class PlaceSurveyor:
         return receive
 
     def _is_here(self, domain: Domain, ref: HostFileRef, path: Path) -> bool:
-        if not path.is_symlink() and not path.exists():
-            if not path.parent.is_dir() and path.parent != self.limits.swtpm_dir:
+        if not files.exists(path):
+            if not path.parent.is_dir() and ref.type == "nvram":
                 raise HostUnsuitable(name=domain.name, what=f"the directory {path.parent}", reason="it is not there")
             return False
         found = sha256_of(ref.type, path, self.limits.host_file_limit_bytes)
@@ -194,7 +195,8 @@ class PlaceSurveyor:
 
     def _receive_one(self, ref: HostFileRef, path: Path) -> ReceiveHostFile:
         where = self.limits.nvram_dir if ref.type == "nvram" else self.limits.swtpm_dir
-        return receive_file(self.transaction, ref, path, model_among(ref.type, where))
+        model = model_among(ref.type, where)
+        return receive_file(self.transaction, ref, path, files.settled(model) if model else None)
 
 
 def _disk(target: str, chain: list[Image]) -> Disk:

@@ -70,9 +70,7 @@ class Running:
         self.withdrawn: Problem | None = None  # why a deletion stops, if it was told to while it could
         self._final = False  # a deletion has begun to move or write to frozen files, and goes on
         self._merging: list[asyncio.Task[None]] = []
-        self.unclean = (
-            entry.unclean
-        )  # ended, and something is left to be removed or noted: tried again until it is done
+        self.unclean = entry.unclean  # ended, and something is left to be removed or noted: tried until it is done
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
@@ -166,7 +164,7 @@ class Running:
 
     async def require_uploaded(self) -> None:
         """Raise HostFileNotUploaded or ImageNotReceived while a host file or an image is awaited."""
-        awaited = [step.type for step in self.plan.receive if not await asyncio.to_thread(Path(step.staged).exists)]
+        awaited = [one.type for one in self.plan.receive if not await asyncio.to_thread(files.exists, Path(one.staged))]
         if awaited:
             raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
         if coming := [step.name for step in self.plan.receive_images if step.name not in self._here]:
@@ -280,6 +278,7 @@ class Running:
     async def tidy(self) -> None:
         """Try again what an ended transaction left to do: all of it goes by names of its own, or can be repeated."""
         await self._clean()
+        await asyncio.to_thread(self.let_go)
         if not self.unclean:
             await self._record(records.Ended(transaction=self.transaction))
 

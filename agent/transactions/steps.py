@@ -8,7 +8,7 @@ from functools import singledispatch
 from pathlib import Path
 from uuid import UUID
 
-from agent.errors import DomainNotFound, HashMismatch, HostFileDamaged, HostFileMissing, StorageFailed
+from agent.errors import DomainNotFound, HashMismatch, HostFileDamaged, HostFileMissing, ImageRefused
 from agent.host import dependents, files, nvram, qemu_img, tpm
 from agent.host.domain_xml import parse, replace_sources
 from agent.host.hypervisor import Hypervisor
@@ -68,6 +68,7 @@ async def _(step: CreateOverlay, work: Work) -> None:
     path = Path(step.path)
     await qemu_img.create_overlay(path, Path(step.backing), step.backing_format, step.size_bytes, Path(step.like))
     await asyncio.to_thread(work.locks.take_image, step.target, path)
+    await asyncio.to_thread(_require_made, step)
 
 
 @undo.register
@@ -115,7 +116,7 @@ def require_receivable(step: ReceiveHostFile, data: bytes, name: str) -> None:
 
 @do.register
 async def _(step: ReceiveHostFile, work: Work) -> None:
-    if not await asyncio.to_thread(Path(step.staged).exists):
+    if not await asyncio.to_thread(files.exists, Path(step.staged)):
         raise HostFileMissing(name=work.name, type=step.type, path=step.staged, reason="it was not uploaded")
 
 
@@ -150,7 +151,8 @@ async def _(step: SetAsideHostFile, work: Work) -> None:
 @undo.register
 async def _(step: SetAsideFrozen, work: Work) -> None:
     del work
-    if not await asyncio.to_thread(Path(step.path).exists):  # else it never went, whatever stands at the other name
+    # Where it is there it never went, whatever stands at the other name.
+    if not await asyncio.to_thread(files.exists, Path(step.path)):
         await asyncio.to_thread(_move, Path(step.staged), Path(step.path))
 
 
@@ -167,8 +169,8 @@ async def _(step: SwitchDisks, work: Work) -> None:
 @do.register
 async def _(step: RebaseChild, work: Work) -> None:
     child = Path(step.child)
-    if await asyncio.to_thread(dependents.backing_of, child) == Path(step.frozen):
-        held = work.locks.release_image(child)
+    if await asyncio.to_thread(_is_to_rebase, step):
+        held = await asyncio.to_thread(work.locks.lend_image, step.target, child)
         await qemu_img.rebase(
             child,
             Path(step.backing) if step.backing else None,
@@ -185,9 +187,9 @@ async def _(step: RebaseChild, work: Work) -> None:
 async def _(step: CommitChild, work: Work) -> None:
     """Until the child is replaced it covers whatever is written below it, so half a commit harms nobody."""
     frozen, child = Path(step.frozen), Path(step.child)
-    if await asyncio.to_thread(_still_covers, child, frozen):
-        work.locks.release_image(frozen)
-        held = work.locks.release_image(child)
+    if await asyncio.to_thread(_still_covers, step):
+        await asyncio.to_thread(work.locks.lend_image, step.target, frozen)
+        held = await asyncio.to_thread(work.locks.lend_image, step.target, child)
         await qemu_img.commit(
             child,
             frozen,
@@ -202,7 +204,7 @@ async def _(step: CommitChild, work: Work) -> None:
 @do.register
 async def _(step: ReplaceChild, work: Work) -> None:
     frozen, child = Path(step.frozen), Path(step.child)
-    if await asyncio.to_thread(_still_covers, child, frozen):
+    if await asyncio.to_thread(_still_covers, step):
         await asyncio.to_thread(work.locks.take_image, step.target, frozen)  # before the domain can find it
         await asyncio.to_thread(files.copy_ownership, child, frozen)
         await asyncio.to_thread(files.rename, frozen, child)
@@ -235,9 +237,40 @@ async def _(step: RemoveFile, work: Work) -> None:
     """What nothing referred to stays gone."""
 
 
-def _still_covers(child: Path, frozen: Path) -> bool:
-    """Tell whether a child still stands on its frozen file; once replaced, it has taken the frozen file's place."""
-    return frozen.exists() and dependents.backing_of(child) == frozen
+def _require_made(step: CreateOverlay) -> None:
+    """Hold that what was locked is the overlay that was made, whose name somebody could have taken in between."""
+    if dependents.must_stand_on(step.target, Path(step.path)) != Path(step.backing):
+        raise ImageRefused(target=step.target, path=step.path, reason="another file has taken the new overlay's name")
+
+
+def _is_to_rebase(step: RebaseChild) -> bool:
+    """Tell whether a child stands on its frozen file; false where it stands on what is to be below it already.
+
+    Raises ImageRefused where it stands on anything else: somebody has changed it, and what it reads is not what it did.
+    """
+    found = dependents.must_stand_on(step.target, Path(step.child))
+    if found == Path(step.frozen):
+        return True
+    if found != (Path(step.backing) if step.backing else None):
+        raise _changed(step, f"it stands on {found or 'nothing'}, neither on {step.frozen} nor on {step.backing}")
+    return False
+
+
+def _still_covers(step: CommitChild | ReplaceChild) -> bool:
+    """Tell whether a child still stands on its frozen file; once replaced, it has taken the frozen file's place.
+
+    Raises ImageRefused where it stands on another, or on one that is gone.
+    """
+    there = files.exists(Path(step.frozen))
+    found = dependents.must_stand_on(step.target, Path(step.child))
+    if there != (found == Path(step.frozen)):
+        state = "" if there else ", which is gone"
+        raise _changed(step, f"it stands on {found or 'nothing'}{state}, and {step.frozen} was to be merged with it")
+    return there
+
+
+def _changed(step: RebaseChild | CommitChild | ReplaceChild, reason: str) -> ImageRefused:
+    return ImageRefused(target=step.target, path=step.child, reason=f"{reason}; nothing was written to it")
 
 
 async def _sources(work: Work) -> tuple[str, dict[str, str]]:
@@ -250,6 +283,8 @@ async def _switch(work: Work, sources: Mapping[str, tuple[str, str]]) -> None:
     """Define the domain on its new tops. Raises DiskMoved where a disk stands on neither the old nor the new one."""
     xml, present = await _sources(work)
     left = {target: pair for target, pair in sources.items() if present.get(target) != pair[1]}
+    for target, (_, new) in left.items():
+        await asyncio.to_thread(work.locks.require_same, target, Path(new))
     if left:
         await work.hypervisor.define(replace_sources(xml, _as_paths(left)))
 
@@ -271,12 +306,12 @@ def _as_paths(sources: Mapping[str, tuple[str, str]]) -> dict[str, tuple[Path, P
 
 def remove_image(path: Path) -> None:
     """Remove an image and nothing else that may have taken its name."""
-    if path.is_file() and not path.is_symlink():
+    if files.is_regular(path):
         files.remove_tree(path)
 
 
 def _move(source: Path, target: Path) -> None:
-    if source.exists():
+    if files.exists(source):
         files.rename(source, target)
 
 
@@ -291,12 +326,8 @@ def _stage_nvram(step: ReceiveHostFile, data: bytes) -> None:
 
 def _make_swtpm_dir(directory: Path) -> None:
     """Make libvirt's own directory for TPMs, as libvirt does before the first one of a host."""
-    try:
-        if not directory.is_dir():
-            directory.mkdir()
-            directory.chmod(0o711)
-    except OSError as err:
-        raise StorageFailed(action="making", path=str(directory), reason=err.strerror or str(err)) from err
+    if not files.exists(directory):
+        files.make_directory(directory, mode=0o711)
 
 
 def _stage_tpm(step: ReceiveHostFile, data: bytes, name: str) -> None:
@@ -327,7 +358,7 @@ def _swap_in(step: SwapHostFile, work: Work) -> None:
         return
     if step.type == "tpm":
         work.locks.take_tpm(staged)  # before libvirt can find it under its own name
-    if path.exists():
+    if files.exists(path):
         files.exchange(path, staged)
     else:
         files.rename(staged, path)
@@ -337,7 +368,7 @@ def _swap_out(step: SwapHostFile, work: Work) -> None:
     path, staged = Path(step.path), Path(step.staged)
     if not _is_in_place(step, work):
         return
-    if staged.exists():
+    if files.exists(staged):
         files.exchange(path, staged)
     else:
         files.rename(path, staged)

@@ -19,7 +19,7 @@ from agent.errors import (
     HostFileShared,
     ImageRefused,
 )
-from agent.host import images, neighbours
+from agent.host import files, host_files, images, neighbours
 from agent.host.domain_xml import DiskSource, Domain, parse
 from agent.host.hypervisor import DomainState
 from agent.host.neighbours import Neighbour
@@ -88,7 +88,7 @@ class Surveyor:
         # What departs goes to another host's libvirt as it is, console passwords included; a dry run shows none.
         departs = isinstance(self.request, DepartRequest) and self.objections is None
         xml = await self.work.hypervisor.inactive_xml(self.work.vm, secure=departs)
-        domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
+        domain = await asyncio.to_thread(host_files.settled, parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir))
         if domain.tpm_directory is not None:
             with self._objecting():
                 await asyncio.to_thread(self.work.locks.take_tpm, domain.tpm_directory)
@@ -99,15 +99,15 @@ class Surveyor:
         users = await self._users(domain)
         with self._objecting():
             await asyncio.to_thread(self._require_own_files, domain, disks, users)
-        host_files = await self._host_files()
+        found = await self._host_files()
         plan = Plan()
         with self._objecting():
             if self._can_plan():
-                plan = await asyncio.to_thread(self._plan, domain, xml, disks, host_files, users)
+                plan = await asyncio.to_thread(self._plan, domain, xml, disks, found, users)
                 await asyncio.to_thread(require_free_names, plan)
         wants_firmware = isinstance(self.request, SnapshotRequest | DepartRequest) and self.objections is None
         firmware = await self.work.inventory.firmware_files(self.work.vm) if wants_firmware else []
-        return Survey(plan, domain, xml, disks, host_files, firmware)
+        return Survey(plan, domain, xml, disks, found, firmware)
 
     @contextmanager
     def _objecting(self) -> Iterator[None]:
@@ -210,12 +210,12 @@ class Surveyor:
         return HostFiles(items=[], expected=[])
 
     def _plan(
-        self, domain: Domain, domain_xml: str, disks: list[Disk], host_files: HostFiles, users: list[Neighbour]
+        self, domain: Domain, domain_xml: str, disks: list[Disk], present: HostFiles, users: list[Neighbour]
     ) -> Plan:
         if isinstance(self.request, DeleteRequest):
             return self._plan_delete(self.request, users)
         frozen = self._frozen_chains(self.request.volumes) if isinstance(self.request, RevertRequest) else {}
-        facts = self._facts(domain, disks, host_files, frozen)
+        facts = self._facts(domain, disks, present, frozen)
         if isinstance(self.request, RevertRequest):
             facts = replace(facts, in_use=self._in_use(disks, frozen, users))
         match self.request:
@@ -228,7 +228,7 @@ class Surveyor:
             case DepartRequest():
                 return plan_depart(facts, self.request, domain_xml)
 
-    def _facts(self, domain: Domain, disks: list[Disk], host_files: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
+    def _facts(self, domain: Domain, disks: list[Disk], present: HostFiles, frozen: dict[str, list[Image]]) -> Facts:
         staging = staging_dir(self.limits, self.transaction)
         tops = [chain[0] for chain in (*(disk.chain for disk in disks), *frozen.values()) if chain]
         directories = {*(Path(top.path).parent for top in tops), staging.parent}
@@ -238,8 +238,8 @@ class Surveyor:
             disks=disks,
             staging=staging,
             host_file_paths=_host_file_paths(domain),
-            present=host_files.items,
-            missing=host_files.missing,
+            present=present.items,
+            missing=present.missing,
             frozen=frozen,
             room=look_for_room(directories),
             overlay_bytes={top.path: images.overlay_bytes(top.virtual_size_bytes) for top in tops},
@@ -282,7 +282,7 @@ def require_free_names(plan: Plan) -> None:
     """Hold that what will be made is not there yet, so that undoing the plan can only remove what it made."""
     for step in flat([*plan.stage, plan.receive]):
         path = Path(step.path if isinstance(step, CreateOverlay | ConvertImage) else getattr(step, "staged", ""))
-        if path.is_symlink() or path.exists():
+        if files.exists(path):
             raise ImageRefused(target=step.name, path=str(path), reason="the name is taken already")
 
 

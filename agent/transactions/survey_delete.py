@@ -1,5 +1,6 @@
 """What a deletion must know of each frozen file: who stands on it, beside it and in any domain's chain."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -17,9 +18,9 @@ from agent.wire.vm import Image
 def is_gone(path: str) -> bool:
     """Tell whether a file is not there. What cannot be told is said by whoever reads it."""
     try:
-        return not Path(path).exists()
-    except OSError:
-        return False  # a name that no file can have
+        return not files.exists(Path(path))
+    except StorageFailed:
+        return False  # a name that no file can have, or one behind a link
 
 
 def bring_back(path: Path) -> None:
@@ -98,10 +99,12 @@ class _Volume:
 
 def _plain_header(path: Path) -> qcow2.Header | None:
     """Read the header of an image with one name only and no bitmaps: they would be lost, or count what we write."""
-    try:
-        header = qcow2.read_header(path)
-        return header if path.stat().st_nlink == 1 and not header.bitmaps else None
-    except OSError as err:
-        raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
-    except qcow2.Qcow2Error:
-        return None
+    with files.storage("reading", path):
+        descriptor = files.open_regular(path)
+        try:
+            header = qcow2.read_header_from(descriptor)
+            return header if os.fstat(descriptor).st_nlink == 1 and not header.bitmaps else None
+        except qcow2.Qcow2Error:
+            return None
+        finally:
+            os.close(descriptor)

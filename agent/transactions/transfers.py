@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 from agent.errors import ImageNotFound, ImageRefused
-from agent.host import files, image_stream
+from agent.host import files, image_stream, paths
 from agent.host.image_stream import NewImage
 from agent.transactions.archive_steps import ReceiveImage, SendImage
 from agent.transactions.manager import Manager
@@ -81,7 +81,7 @@ class Transfers:
 def _sent(image: SendImage) -> SentImage:
     path = Path(image.path)
     with files.storage("reading", path):
-        size = path.stat().st_size
+        size = paths.stat(path).st_size
     return SentImage(
         target=image.target,
         position=image.position,

@@ -2,13 +2,14 @@
 
 Run it in a mount namespace of its own. Each of the agent's places (its state, the images, NVRAM, TPM state) is a
 small tmpfs. For every point of a transaction one of them fails until the transaction has been tried; or, with
-``--io-errors``, one write, sync, rename or removal does, and those after it too or not. Then all works again, the same
+``--failing``, one call of a group does, and those after it too or not. Then all works again, the same
 agent goes on by itself, the host is looked over, and an agent that starts anew must find nothing to do. Prints one
 JSON line with how the transactions ended.
 """
 
 import argparse
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -22,17 +23,35 @@ from uuid import UUID
 
 import msgspec
 
+from agent.host.threads import started_pool
 from agent.transactions.manager import Manager
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
-from agent.wire.transaction import ENDED
+from agent.wire.transaction import ENDED, DeleteRequest
 from tests.agent.transactions import story
-from tests.agent.transactions.rig import VM, Rig
+from tests.agent.transactions.rig import VM, Rig, raw_sha256
 from tests.agent.transactions.test_kill import Prepared, build, check, points_of
-from tests.integration.io_errors import Page
+from tests.integration.faulty import Calls, Page
 
 PLACES = ("state", "images", "nvram", "swtpm")
 FAULTS = ("full", "read-only")
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A group of calls that fail, with what they fail; by ``error`` 0 their process is killed."""
+
+    calls: Calls
+    error: int
+    program: str = ""
+
+
+FAILING = {
+    "io-errors": Failing(Calls.CHANGES, errno.EIO),
+    "descriptors": Failing(Calls.DESCRIPTORS, errno.EMFILE),
+    "processes": Failing(Calls.PROCESSES, errno.EAGAIN),
+    "killed-tool": Failing(Calls.CHANGES, 0, "qemu-img"),
+}
 #: More than a transaction on the rig ever needs, in each place.
 ROOM = "64m"
 #: The agent looks again once a second; here it is asked to.
@@ -92,15 +111,19 @@ class Scarcity:
 
 
 @dataclass(frozen=True)
-class IoError:
-    """Call number ``at`` fails with EIO, and the later ones too where it is ``lasting``."""
+class CallFault:
+    """Call number ``at`` of a group fails, and the later ones too where it is ``lasting``."""
 
     page: Page
+    failing: Failing
     at: int
     lasting: bool
 
     def begin(self, root: Path) -> None:
-        self.page.arm(root, self.at, lasting=self.lasting)
+        failing = self.failing
+        self.page.arm(
+            root, self.at, lasting=self.lasting, calls=failing.calls, error=failing.error, program=failing.program
+        )
 
     def end(self, root: Path) -> None:
         del root
@@ -127,9 +150,11 @@ class Trial:
 
     async def _judged(self, rig: Rig, prepared: Prepared) -> str:
         old, before = rig.contents(), rig.files()
+        kept = kept_by(self.kind, prepared)
         earlier = endings(await started(rig))
         outcome, manager = await self._attempt(rig, prepared)
         check(rig, self.kind, f"{self.at} {self.fault}", old, before)
+        assert kept == kept_by(self.kind, prepared), f"{self.at} {self.fault}: another snapshot"
         check_expected(rig)
         ended = endings(manager)
         anew = endings(await started(rig))
@@ -137,10 +162,12 @@ class Trial:
         told = [end for end in anew if end in ended or end[2] != "agent-restarted"]
         assert told == ended, f"{self.at} {self.fault}: {ended} became {anew}"
         check(rig, self.kind, f"{self.at} {self.fault}, started anew", old, before)
-        done = [end[1:] for end in ended if end not in earlier] == [("committed", None)]
+        new = [end[1:] for end in ended if end not in earlier]
+        done = new == [("committed", None)]
         if not done and self.kind != "revert":  # a revert's request is of the state before it
             await again(rig, self.kind, prepared)
-        return outcome
+        # A deletion is not undone: what kept it from its end is told in it.
+        return new[0][1] or outcome if new and self.kind.startswith("delete") else outcome
 
     async def _attempt(self, rig: Rig, prepared: Prepared) -> tuple[str, Manager]:
         """Let the fault begin at its point, and end when the transaction has been tried; return what was told."""
@@ -198,6 +225,14 @@ async def again(rig: Rig, kind: str, prepared: Prepared) -> None:
     assert rig.guards.get(VM) is None
 
 
+def kept_by(kind: str, prepared: Prepared) -> dict[str, str]:
+    """Hash what the snapshots read that a deletion is not about."""
+    if not kind.startswith("delete"):
+        return {}
+    asked = msgspec.json.decode(prepared[0], type=DeleteRequest)
+    return {child: raw_sha256(Path(child)) for volume in asked.volumes for child in volume.children}
+
+
 def check_expected(rig: Rig) -> None:
     """Hold that the hook knows of the host files of each domain that was defined (guarantee 3)."""
     made = [path.stem for path in rig.hypervisor.directory.glob("*.xml") if path.stem != str(VM)]
@@ -214,18 +249,20 @@ async def scarcities(root: Path, kind: str, step: int) -> AsyncIterator[Trial]:
         yield Trial(root / f"{n}-{fault.place}-{fault.fault}", kind, n, fault)
 
 
-async def io_errors(root: Path, kind: str, step: int) -> AsyncIterator[Trial]:
+async def failing_calls(root: Path, kind: str, step: int, failing: Failing) -> AsyncIterator[Trial]:
     """Yield every ``step``-th call, failing alone and with all later ones in turn."""
     page = Page.found()
     rig, prepared = await build(root / "counted", kind)
-    page.arm(rig.root, -1, lasting=False)
+    unharmed = CallFault(page, failing, -1, lasting=False)
+    unharmed.begin(rig.root)
     await story.run(rig.manager(), kind, *prepared)
     for n in range(0, 2 * page.disarm(), step):
-        yield Trial(root / str(n), kind, 0, IoError(page, n // 2, bool(n % 2)))
+        yield Trial(root / str(n), kind, 0, CallFault(page, failing, n // 2, bool(n % 2)))
 
 
 async def tried(trials: AsyncIterator[Trial]) -> Counter[str]:
     found: Counter[str] = Counter()
+    asyncio.get_running_loop().set_default_executor(started_pool())  # as an agent that serves
     async for trial in trials:
         found[await trial.run()] += 1
     return found
@@ -236,10 +273,11 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("kind")
     parser.add_argument("--step", type=int, default=1)
-    parser.add_argument("--io-errors", action="store_true")
+    parser.add_argument("--failing", choices=FAILING)
     args = parser.parse_args()
-    trials = io_errors if args.io_errors else scarcities
-    found = asyncio.run(tried(trials(args.root, args.kind, args.step)))
+    where = (args.root, args.kind, args.step)
+    trials = failing_calls(*where, FAILING[args.failing]) if args.failing else scarcities(*where)
+    found = asyncio.run(tried(trials))
     sys.stdout.write(msgspec.json.encode(dict(found)).decode())
 
 

@@ -1,6 +1,6 @@
 """Operations on a database whose disk is full or fails: ``python -m tests.integration.scarce_database``.
 
-Run it in a mount namespace of its own, with the environment of ``io_errors``. The controller's database is on a small
+Run it in a mount namespace of its own, with the environment of ``faulty``. The controller's database is on a small
 tmpfs. At each commit of an operation the disk is full, or every write of the database fails, for a moment; then it is
 well again, the same controller goes on by itself, and records and host are compared. Prints one JSON line with how the
 operations ended.
@@ -20,8 +20,8 @@ from controller.models import database
 from tests.controller.operations.test_faults import attempt, good_run, mended
 from tests.controller.scenarios import SCENARIOS
 from tests.controller.strike import Stage, Striker, staged
-from tests.integration.io_errors import Page
-from tests.integration.scarce import Fault, IoError, Scarcity, mount
+from tests.integration.faulty import Page
+from tests.integration.scarce import FAILING, CallFault, Fault, Scarcity, mount
 
 #: For how long it lasts: the engine of these tests tries to record an end every millisecond.
 LASTS_S = 0.05
@@ -82,7 +82,7 @@ async def every(root: Path, kind: str, step: int) -> Counter[str]:
     found: Counter[str] = Counter()
     (root / PLACE).mkdir(parents=True)
     mount(root / PLACE, "size=64m")
-    faults: list[Fault] = [Scarcity(PLACE, "full"), IoError(Page.found(), 0, lasting=True)]
+    faults: list[Fault] = [Scarcity(PLACE, "full"), CallFault(Page.found(), FAILING["io-errors"], 0, lasting=True)]
     async with staged(root / PLACE, SCENARIOS[kind].begin) as stage:
         points = [point for point in (await good_run(stage, SCENARIOS[kind]))[0] if point.startswith("before database")]
         pairs = [(point, fault) for point in points for fault in faults]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.controller.scenarios import SCENARIOS
-from tests.integration import io_errors
+from tests.integration import faulty
 
 #: `make test` tries every so-manieth commit of these, `make test-slow` every commit of all.
 QUICK = ("create", "revert", "delete")
@@ -19,7 +19,7 @@ def trials(root: Path, kind: str, step: int) -> dict[str, int]:
     """Run the trials in a mount namespace of their own; return how often an operation ended how."""
     command: list[str | Path] = ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child"]
     command += [sys.executable, "-m", "tests.integration.scarce_database", root / "trials", kind, "--step", str(step)]
-    env = io_errors.environment(root)
+    env = faulty.environment(root)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return msgspec.json.decode(done.stdout, type=dict[str, int])

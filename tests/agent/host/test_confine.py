@@ -128,7 +128,7 @@ async def test_a_backing_name_that_leads_out_is_not_read(tmp_path: Path, backing
         await qemu_img.rebase(top, None, within=[pool])
     link = pool / "link"
     link.symlink_to(secret)
-    with pytest.raises(QemuImgFailed, match="lies outside"):
+    with pytest.raises(QemuImgFailed, match="not a regular file"):
         await qemu_img.measure(link, "raw", within=[pool])
     assert not (pool / "copy").exists()
 

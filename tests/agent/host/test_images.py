@@ -83,7 +83,7 @@ def test_a_linked_pool_directory_is_followed_and_paths_come_back_resolved(pool: 
     link.symlink_to(pool)
     create(pool / "root.qcow2")
     create(pool / "top.qcow2", f"{link}/root.qcow2")
-    chain = read(link / "top.qcow2", link)
+    chain = read(link / "top.qcow2", pool)
     assert [image.path for image in chain] == [f"{pool}/top.qcow2", f"{pool}/root.qcow2"]
     assert chain[0].backing == f"{pool}/root.qcow2"
 

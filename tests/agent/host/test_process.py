@@ -13,6 +13,7 @@ import pytest
 from agent.errors import ToolFailed, ToolTimeout
 from agent.host import process
 from agent.host.confine import Bounds
+from tests.agent.host.used_up import no_descriptors, no_threads
 
 
 async def shell(
@@ -63,7 +64,7 @@ async def test_output_and_exit_status_come_back_and_nothing_is_raised() -> None:
     done = await shell("echo out; echo 'two\n lines' >&2; exit 3")
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"two\n lines\n", 3)
     assert done.error_text == "two lines"
-    assert (await shell("kill -9 $$")).error_text == "ended by SIGKILL"
+    assert (await shell("kill -9 $$")).error_text.startswith("ended by SIGKILL, as the kernel does")
 
 
 @pytest.mark.case("X8")
@@ -181,3 +182,12 @@ async def test_an_error_of_the_listener_stops_the_command(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match=r"5\.0"):
         await process.run_with_progress(argv, fail, timeout_s=20)
     assert reaped(await noted(note))
+
+
+async def test_a_command_for_which_there_is_no_thread_or_descriptor_left_is_not_begun(tmp_path: Path) -> None:
+    before = open_files()
+    for lack, reason in ((no_threads, "no thread can be started"), (no_descriptors, "Too many open files")):
+        with lack(), pytest.raises(ToolFailed, match=reason):
+            await shell(f"touch {tmp_path}/begun")
+    assert not (tmp_path / "begun").exists()
+    assert open_files() == before

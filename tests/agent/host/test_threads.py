@@ -3,10 +3,13 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from agent.host.threads import Turns, in_thread
+from agent.errors import OutOfThreads
+from agent.host.threads import Turns, in_thread, started_pool
+from tests.agent.host.used_up import no_threads
 
 
 @pytest.fixture
@@ -130,3 +133,20 @@ async def test_an_error_that_nobody_waits_for_any_more_is_not_reported(
     assert await call(turns, "a", lambda: "served") == "served"
 
     assert caplog.records == []
+
+
+async def test_where_no_thread_can_be_started_the_caller_is_told_and_nothing_is_done(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with no_threads():
+        with pytest.raises(OutOfThreads):
+            await in_thread(done.touch, ())
+        with pytest.raises(OutOfThreads):
+            started_pool(2)
+    assert not done.exists()
+
+
+async def test_a_pool_that_is_started_needs_no_thread_later(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_default_executor(started_pool(3))
+    with no_threads():
+        await asyncio.gather(*(asyncio.to_thread((tmp_path / name).touch) for name in "abcdef"))
+    assert len(list(tmp_path.iterdir())) == 6

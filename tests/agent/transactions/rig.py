@@ -114,7 +114,7 @@ class Rig:
 
     def __init__(self, root: Path, disks: int = 2) -> None:
         self.root = root
-        self.images = root / "images"
+        self.allowed = self.images = root / "images"
         self.nvram = root / "nvram" / "win11_VARS.fd"
         self.tpm = root / "swtpm" / str(VM)
         self.state_dir = root / "state"
@@ -170,7 +170,7 @@ class Rig:
             state_dir=self.state_dir,
             nvram_dir=self.nvram.parent,
             swtpm_dir=self.tpm.parent,
-            allowed_image_dirs=[self.images],
+            allowed_image_dirs=[self.allowed],
             **{"reserve_bytes": 0, **limits},  # type: ignore[arg-type]  # tests name what they change
         )
         inventory = Inventory(self.hypervisor, guards, expected, bounds)

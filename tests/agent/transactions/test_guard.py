@@ -12,9 +12,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agent.errors import DomainBusy, DomainStarting, HookLockHeld
+from agent.errors import DomainBusy, DomainStarting, HookLockHeld, StorageFailed
 from agent.host.marks import boot_id, hook_lock, process_start, write_mark
 from agent.transactions.guard import UNKNOWN, Guards
+from tests.agent.host.used_up import no_descriptors
 from tests.hooks.hook import VM, Hook
 
 FIRST, SECOND = UUID(int=1), UUID(int=2)
@@ -214,3 +215,12 @@ def _raise(guards: Guards, transaction: UUID, gate: threading.Barrier) -> bool:
     except DomainStarting:
         return False
     return True
+
+
+def test_a_guard_that_cannot_be_read_now_is_not_taken_for_another_transactions(guards: Guards) -> None:
+    guards.raise_guard(VM, "win11", FIRST, "snapshot")
+    with no_descriptors(), pytest.raises(StorageFailed):
+        guards.let_go(VM, FIRST)
+    assert guards.get(VM) is not None
+    guards.let_go(VM, FIRST)
+    assert guards.get(VM) is None

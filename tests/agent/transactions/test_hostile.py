@@ -26,22 +26,9 @@ def identity(path: Path) -> tuple[int, int, int, int, int]:
     return facts.st_ino, facts.st_uid, facts.st_gid, facts.st_mode, facts.st_mtime_ns
 
 
-def overlay_on(below: Path, path: Path) -> Path:
-    command = [
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-u",
-        "-b",
-        str(below),
-        "-F",
-        "raw",
-        str(path),
-        str(DISK_BYTES),
-    ]
-    subprocess.run(command, check=True)
+def overlay_on(below: Path | str | None, path: Path) -> Path:
+    named = ["-u", "-b", str(below), "-F", "raw"] if below else []
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *named, str(path), str(DISK_BYTES)], check=True)
     return path
 
 
@@ -87,3 +74,56 @@ async def test_link_in_the_place_of_an_overlay_gets_nothing_written_or_given_awa
     assert [rig.top(target) for target in rig.targets] == tops
     assert (secret.read_bytes(), identity(secret)) == (SECRET, facts)
     assert rig.guards.all() == {}
+
+
+@pytest.mark.case("S11")
+@pytest.mark.parametrize(
+    ("way", "other"),
+    [
+        *((way, other) for way in ("rebase", "commit") for other in ("another image", "a protocol", "no image")),
+        ("commit", "nothing"),  # a child that was rebased from the root of its chain does stand on nothing
+    ],
+)
+async def test_child_that_comes_to_stand_on_something_else_is_not_taken_for_merged(
+    tmp_path: Path, way: str, other: str
+) -> None:
+    rig = Rig(tmp_path, disks=1).build()
+    taken, _ = await story.snapshot(rig.manager())
+    if way == "rebase":
+        rig.write_disk("vda", 9, at="1M", length="2M")
+    child, frozen = rig.top("vda"), Path(taken.volumes[0].path)
+    named: dict[str, Path | str] = {"another image": rig.images / "another", "a protocol": "nbd:h:1"}
+    new = overlay_on(named.get(other), rig.root / "new")
+    overlay_on(None, rig.images / "another")
+    if other == "no image":
+        new.write_bytes(b"x" * 65_536)
+
+    def strike(point: str) -> None:
+        if point == f"before {way} vda":
+            child.write_bytes(new.read_bytes())  # in the same file: its locks stay
+
+    before = frozen.read_bytes()
+    asked = story.delete_request(taken, {"vda": [str(child)]})
+    done = await story.delete(rig.manager(strike), asked)
+    assert done.error is not None
+    assert (done.error.code, [one.done for one in done.outcomes]) == ("image-refused", [False])
+    assert (done.outcomes[0].new_backing, done.outcomes[0].fingerprints) == (None, {})
+    assert (frozen.read_bytes(), child.read_bytes()) == (before, new.read_bytes())
+
+
+async def test_image_whose_name_went_to_another_file_is_not_written_to(rig: Rig, manager: Manager) -> None:
+    taken, _ = await story.snapshot(manager)
+    rig.write_disk("vda", 9, at="1M", length="2M")
+    child, kept = rig.top("vda"), rig.root / "kept"
+
+    def strike(point: str) -> None:
+        if point == "before rebase vda":
+            child.rename(kept)
+            child.write_bytes(kept.read_bytes())
+
+    asked = story.delete_request(taken, {target: [str(rig.top(target))] for target in rig.targets})
+    done = await story.delete(rig.manager(strike), asked)
+    assert done.error is not None
+    assert "another file has taken its name" in (done.error.detail or "")
+    assert child.read_bytes() == kept.read_bytes()
+    assert all(Path(volume.path).exists() for volume in taken.volumes)

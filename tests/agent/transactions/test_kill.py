@@ -31,8 +31,11 @@ KINDS = (
 NEW = ("clone", "full-clone", "export", "import")
 #: Stories that are not named after their kind of transaction.
 KINDS_OF = {"full-clone": "clone", "bare-revert": "revert"}
-#: Which disks hold more below than above, so that their children are committed down and not rebased.
-HEAVY = {"delete-down": ("vda", "vdb"), "delete-mixed": ("vdb",)}
+#: How much disks hold below: more than is above, so that their children are committed down and not rebased, or less,
+#: so that a rebase has something to copy.
+BELOW = {"delete-down": {"vda": "2M", "vdb": "2M"}, "delete-mixed": {"vda": "192k", "vdb": "2M"}}
+#: How much of them was written after the first snapshot, beside what every disk has.
+ABOVE = {"delete-down": "512k", "delete-mixed": "512k"}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +51,12 @@ async def build(root: Path, kind: str) -> tuple[Rig, Prepared]:
     manager = rig.manager()
     if kind == "snapshot":
         return rig, (b"", {})
-    for target in HEAVY.get(kind, ()):
-        rig.write_disk(target, 0x50, at="1M", length="2M")
+    for target, length in BELOW.get(kind, {}).items():
+        rig.write_disk(target, 0x50, at="1M", length=length)
     taken, host_files = await story.snapshot(manager)
     story.change_everything(rig, 0x61)
+    for target in rig.targets if kind in ABOVE else ():
+        rig.write_disk(target, 0x62, at="3M", length=ABOVE[kind])
     if kind == "restore":
         rig.lose_host_files()
         return rig, (b"", host_files)
@@ -254,3 +259,19 @@ async def test_snapshot_whose_domain_ran_in_between_is_undone_and_not_committed(
     manager = await settle(rig)
     assert [item.state for item in manager.all()] == ["aborted"]
     assert rig.contents() == seen
+
+
+async def test_guard_that_cannot_be_dropped_at_start_keeps_nobody_else_and_goes_later(
+    tmp_path: Path, processes: ForkServerContext
+) -> None:
+    rig, prepared = await build(tmp_path / "ended", "snapshot")
+    points = await points_of(tmp_path, "snapshot")
+    kill_at(processes, rig.root, "snapshot", points.index("after journal ended"), prepared)
+    lock = rig.state_dir / "hook.lock"
+    lock.unlink()
+    lock.mkdir()
+    manager = await settle(rig)
+    assert VM in rig.guards.all()
+    lock.rmdir()
+    await manager.tick()
+    assert rig.guards.all() == {}
