@@ -51,7 +51,7 @@ class Patience:
     """
 
     lease_s: float = 120.0
-    tries: int = 3
+    tries: int = 4
     retry_s: float = 0.5
     retry_max_s: float = 10.0
     outcome_deadline_s: float = 600.0
