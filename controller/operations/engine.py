@@ -200,6 +200,10 @@ class Engine:
             # The caller still waits and the row still says "running": the database must take the end, sooner or later.
             log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
             await asyncio.sleep(self.limits.record_retry_s)
+        for host, reason in job.unanswered.items():  # not before: what is queued then waits for no open operation
+            failure = await outcome(self.hosts.did_not_answer(host, reason))
+            if failure is not None:
+                log.error(kv("host-not-recorded", host=host), exc_info=failure)
 
     async def _carry_out(self, job: Job) -> dict[str, Any] | Exception:
         """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back."""

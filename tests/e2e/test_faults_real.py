@@ -158,3 +158,13 @@ def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_fini
     assert seen(fleet.guest) == before
     fleet.sound()
     fleet.starts()
+
+
+@pytest.mark.case("F4")
+def test_an_agent_that_is_restarted_fails_no_operation(fleet: MortalFleet) -> None:
+    fleet.restart_controller()
+    fleet.agent.stop()
+    fleet.ask("snapshot", "create", fleet.id, "while it restarts")
+    fleet.agent.start()
+    assert fleet.ended()[0]["state"] == "succeeded"
+    fleet.sound()

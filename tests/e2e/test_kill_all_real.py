@@ -5,7 +5,9 @@ over: the operation has ended, the guest's bytes are the old or the new, no guar
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from uuid import uuid4
 
 import pytest
@@ -93,7 +95,7 @@ class Rounds:
         new = {**before, **{part: self.kept[part] for part in parts}}
         assert after in (before, new), point
         self.fleet.sound()
-        found = self.fleet.json("doctor")["items"]
+        found = self.fleet.controller.get("/v1/doctor")["items"]
         assert [one for one in found if one["severity"] != "info"] == [], point
         if operation["state"] == "failed":
             assert operation["error"]["detail"], point
@@ -126,8 +128,10 @@ def gone_or_done(fleet: MortalFleet) -> Callable[[], bool]:
         assert process is not None
         if not process.alive():
             return True
-        done = fleet.controller.coldframe("operation", "list", "--json", check=False)
-        return done.returncode == 0 and '"queued"' not in done.stdout and '"running"' not in done.stdout
+        with suppress(OSError, HTTPException):
+            items = fleet.controller.get("/v1/operations")["items"]
+            return all(one["state"] not in {"queued", "running"} for one in items)
+        return False
 
     return look
 

@@ -48,7 +48,11 @@ IN_TIME_S = 60
 def other(fleet: MortalFleet) -> Guest:
     """Another VM of the host, which is to be served all the while."""
     guest = fleet.host.define_guest("unconcerned", disks=1, uefi=False, tpm=False)
-    wait_until("the other guest", lambda: fleet.controller.coldframe("vm", "show", str(guest.uuid), check=False), 60)
+
+    def known() -> bool:
+        return fleet.controller.coldframe("vm", "show", str(guest.uuid), check=False).returncode == 0
+
+    wait_until("the other guest at the controller", known, 60)
     return guest
 
 

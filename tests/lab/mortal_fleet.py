@@ -1,11 +1,13 @@
 """A host with an agent and a controller that die and stop where a test says, and a guest that has run once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from signal import SIGCONT
 from typing import Any
 
+from tests.lab.errors import LabError
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
@@ -41,14 +43,17 @@ class MortalFleet:
         self.controller.arm()
 
     def knows_guest(self) -> bool:
-        return self.controller.coldframe("vm", "show", self.id, check=False).returncode == 0
+        with suppress(OSError, HTTPException, LabError):
+            self.controller.get(f"/v1/vms/{self.id}")
+            return True
+        return False
 
     def ended(self) -> list[dict[str, Any]]:
         """Wait until every operation has ended; newest first."""
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
-            found[:] = self.json("operation", "list")["items"]
+            found[:] = self.controller.get("/v1/operations")["items"]
             return all(one["state"] in {"succeeded", "failed", "cancelled"} for one in found)
 
         wait_until("the end of all operations", look, 60, every_s=0.2)
@@ -57,8 +62,9 @@ class MortalFleet:
     def sound(self) -> None:
         """Hold that records and host agree, nothing lies about, no guard stands, and the guest starts."""
         assert not list((self.agent.state_dir / "guards").iterdir())
-        assert [one for one in self.json("doctor")["items"] if one["severity"] == "error"] == []
-        assert all(one["state"] == "ready" for one in self.json("snapshot", "list", self.id)["items"])
+        assert [one for one in self.controller.get("/v1/doctor")["items"] if one["severity"] == "error"] == []
+        taken = self.controller.get(f"/v1/vms/{self.id}/snapshots")["items"]
+        assert all(one["state"] == "ready" for one in taken)
 
     def starts(self) -> None:
         self.guest.start()

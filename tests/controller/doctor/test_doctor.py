@@ -1,5 +1,6 @@
 """The doctor against an agent in memory: each thing that can be wrong is named, and what is safe is mended."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.wire.transaction import Transaction
 from agent.wire.upkeep import Leftover
 from agent.wire.vm import Guard
 from controller.doctor import examine
+from controller.doctor import look as doctor_look
 from controller.models import BackupFile, Content, Snapshot, VolumeSnapshot
 from controller.operations import repair
 from controller.store import backup_files, contents, groups, host_files, hosts, invariants, operations, snapshots, vms
@@ -64,6 +66,24 @@ def running(vm: UUID, **changes: Any) -> Running:
     }
     view = Transaction(**values | changes)
     return Running(None, view)  # type: ignore[arg-type]
+
+
+async def test_a_host_that_takes_too_long_is_named_with_what_is_not_known_of_it(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = asyncio.Event()
+
+    async def hang(_number: int, called: str) -> None:
+        if called == "GET /v1/leftovers":
+            hung.set()
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(doctor_look, "DEADLINE_S", 0.2)
+    one.agent.on_call = hang
+    (told,) = await look(one)
+    assert hung.is_set()
+    assert (told.code, told.host) == ("host-partly-unknown", HOST)
+    assert "longer than" in told.what
 
 
 async def test_a_fleet_that_is_well_has_no_findings_before_and_after_work(one: World) -> None:
