@@ -15,10 +15,10 @@ import pytest
 
 from tests.controller.strike import ROUNDS
 from tests.e2e.conftest import change_at_rest, seen
-from tests.e2e.test_faults_real import LEASE_S, Fleet
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
 from tests.lab.mortal_controller import MortalController
+from tests.lab.mortal_fleet import LEASE_S, MortalFleet
 from tests.lab.waiting import wait_until
 from tests.visits import Visit
 
@@ -42,7 +42,7 @@ class Kind:
     #: The parts of the guest that are as the kept snapshot has them when it succeeded; None: all.
     puts_back: tuple[str, ...] | None = ()
 
-    def command(self, fleet: Fleet, label: str) -> list[str]:
+    def command(self, fleet: MortalFleet, label: str) -> list[str]:
         values = {"vm": fleet.id, "name": fleet.guest.name, "label": label, "owner": str(uuid4())}
         values["file"] = str(fleet.controller.root / f"{label}.coldframe")
         values |= {"archive": str(fleet.controller.root / ARCHIVE), "host": fleet.host.name}
@@ -77,7 +77,7 @@ OF_THE_AGENT = ["delete", "clone", "restore", "export", "import", "retention"]
 class Rounds:
     """A fleet, the guest as its kept snapshot has it, and one round after the other."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: MortalFleet) -> None:
         self.fleet, self.number = fleet, 0
         fleet.restart_controller()
         fleet.json("snapshot", "create", fleet.id, KEPT)
@@ -126,7 +126,7 @@ def rounds(lab_ready: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         controller.strikes_at()
         with agent, controller:
             controller.add_host(agent)
-            yield Rounds(Fleet(host, agent, controller))
+            yield Rounds(MortalFleet(host, agent, controller))
 
 
 def in_turn(points: Sequence[str]) -> list[str]:
@@ -139,7 +139,7 @@ def sampled(points: Sequence[str]) -> list[str]:
     return list(points[::EVERY])
 
 
-def gone_or_done(fleet: Fleet) -> Callable[[], bool]:
+def gone_or_done(fleet: MortalFleet) -> Callable[[], bool]:
     """Return what tells that the controller died, or that a point which comes by the clock did not come."""
 
     def look() -> bool:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import change_at_rest, run_once, seen
-from tests.e2e.test_faults_real import LEASE_S
 from tests.e2e.test_kill_all_real import in_turn, sampled
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
 from tests.lab.mortal_controller import MortalController
+from tests.lab.mortal_fleet import LEASE_S
 from tests.lab.waiting import wait_until
 from tests.visits import Visit
 
