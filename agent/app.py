@@ -152,7 +152,7 @@ async def working(
         try:
             async with hypervisor, Background() as background:
                 await agent.manager.recover()
-                await agent.watchers.drain()
+                await _drain(agent)
                 for work in (
                     agent.manager.watch,
                     agent.watchers.watch_spool,
@@ -165,6 +165,14 @@ async def working(
                 yield agent
         finally:
             agent.event_log.close()
+
+
+async def _drain(agent: Agent) -> None:
+    """Work off what the hook left. What the disk does not take waits, and is no reason not to serve."""
+    try:
+        await agent.watchers.drain()
+    except Error as err:
+        log.warning(kv("spool-not-drained", reason=err))
 
 
 def _tell_hook(config: Config) -> None:

@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from uuid import UUID
 
 from agent.host.event_log import EventLog
-from agent.host.hypervisor import Hypervisor
+from agent.host.hypervisor import DomainState, Hypervisor
 from agent.host.inventory import Inventory
 from agent.host.libvirt_link import DomainEvent
 from agent.host.network import Network
 from agent.host.spool import Spool
 from agent.web.errors import Error
 from agent.web.log import kv
+from agent.wire.base import utc_now
 from agent.wire.event import HostEvent
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 HOOK_GRACE_S = 3.0
 _SPOOL_TIMEOUT_S = 60.0
 _BY_HOOK = {"started": "vm.started", "stopped": "vm.stopped"}
+_LIFE = ("vm.starting", "vm.started", "vm.stopped")
+#: How long to wait before an event that the disk did not take is tried again.
+APPEND_AGAIN_S = 1.0
 
 
 class Watchers:
@@ -49,12 +54,15 @@ class Watchers:
 
     async def drain(self) -> None:
         """Work the hook's notes off, then look again at the host files of each VM that started or stopped."""
-        events = await asyncio.to_thread(self._spool.drain, self._event_log)
-        now = asyncio.get_running_loop().time()
-        for event in events:
-            if event.vm is not None:
-                self._told_by_hook[event.type, event.vm] = now
-        await self._note(_started_or_stopped(events))
+        events: list[HostEvent] = []
+        try:
+            await asyncio.to_thread(lambda: events.extend(self._spool.drain(self._event_log)))
+        finally:  # what is in the log already will not be drained again
+            now = asyncio.get_running_loop().time()
+            for event in events:
+                if event.vm is not None:
+                    self._told_by_hook[event.type, event.vm] = now
+            await self._note(_started_or_stopped(events))
 
     async def watch_spool(self) -> None:
         """Drain whenever the hook leaves a note."""
@@ -74,7 +82,7 @@ class Watchers:
                     await self._note([event.uuid])
 
     async def watch_domains(self) -> None:
-        """Look at the host files of every domain now, and again whenever libvirt was away and is back."""
+        """Look at every domain now, and again whenever libvirt was away and is back: its host files, and its life."""
         connected = asyncio.Event()
         connected.set()
         unsubscribe = self._hypervisor.on_connected(connected.set)
@@ -82,9 +90,23 @@ class Watchers:
             while True:
                 await connected.wait()
                 connected.clear()
-                await self._note([domain.uuid for domain in await self._hypervisor.domains()])
+                told = await asyncio.to_thread(self._event_log.newest_of, _LIFE)
+                domains = await self._hypervisor.domains()
+                await self._note([domain.uuid for domain in domains])
+                await self._catch_up(domains, told)
         finally:
             unsubscribe()
+
+    async def _catch_up(self, domains: Iterable[DomainState], told: Mapping[UUID, str]) -> None:
+        """Log what nobody told of: the hook could not write its note, and libvirt or this agent was away.
+
+        A start or stop in this very moment may be told twice, which does no harm.
+        """
+        for domain in domains:
+            if domain.active and told.get(domain.uuid) == "vm.stopped":
+                await self._append("vm.started", domain, {"reason": "found running"})
+            elif not domain.active and told.get(domain.uuid) == "vm.started":
+                await self._append("vm.stopped", domain, {"reason": "found shut off"})
 
     async def watch_unconfirmed(self) -> None:
         """Log each start or stop that the hook did not tell of."""
@@ -102,10 +124,22 @@ class Watchers:
     async def watch_network(self) -> None:
         """Log addresses and links that change."""
         async for change in self._network.changes():
-            await asyncio.to_thread(self._event_log.append, change.type, "network", None, None, change.data)
+            await self._log(partial(self._event_log.append, change.type, "network", None, None, change.data))
 
-    async def _append(self, type: str, event: DomainEvent, data: dict[str, str]) -> None:
-        await asyncio.to_thread(self._event_log.append, type, "libvirt", event.uuid, event.name, data)
+    async def _append(self, type: str, about: DomainEvent | DomainState, data: dict[str, str]) -> None:
+        await self._log(partial(self._event_log.append, type, "libvirt", about.uuid, about.name, data))
+
+    async def _log(self, append: Callable[..., HostEvent]) -> None:
+        """Log an event however long the disk does not take it: nobody tells of it again. Later ones wait behind it."""
+        at = utc_now()
+        while True:
+            try:
+                await asyncio.to_thread(append, at=at)
+            except Error as err:
+                log.warning(kv("event-waits", reason=err, again_in_s=APPEND_AGAIN_S))
+                await asyncio.sleep(APPEND_AGAIN_S)
+            else:
+                return
 
     async def _note(self, vms: Iterable[UUID]) -> None:
         """Keep what the hook must find at the next start of these. One that cannot be read does not stop the others."""

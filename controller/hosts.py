@@ -169,6 +169,17 @@ class Hosts:
     def _tell(self, event: str, **facts: object) -> None:
         log.info(kv(event, **facts))
 
+    async def did_not_answer(self, name: str, reason: str) -> None:
+        """Show why a host could not be reached, and have it looked at now: once it answers, what it missed is done.
+
+        Raises DatabaseFailed, HostNotFound.
+        """
+        await self.db.run(hosts.failed, name, reason)
+        if name in self._followers:
+            await self._unfollow(name)
+            if name not in self._followers and name in self._clients:  # nobody else was as fast
+                self._follow_again(name)
+
     def _follow_again(self, name: str) -> None:
         if self.follow is not None:
             self._followers[name] = self.follow(name)

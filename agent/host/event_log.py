@@ -13,7 +13,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,13 @@ class EventLog:
             data = _read(self._path(first))  # empty where it was rotated away meanwhile: ``oldest`` then says so
             data = data[:size] if first == segments[-1] else data
             yield from (_event(line) for line, _ in _lines(data))
+
+    def newest_of(self, types: Collection[str]) -> dict[UUID, str]:
+        """Return the type of each VM's newest event of these types, as far back as the log goes. Blocks."""
+        with self._state:
+            last, size, segments = self._last, self._size, list(self._segments)
+        stored = (event for event in self._stored(segments, size, 0) if event.seq <= last)
+        return {event.vm: event.type for event in stored if event.vm is not None and event.type in types}
 
     async def wait(self, after: int, timeout_s: float) -> bool:
         """Return True as soon as the log has an event above ``after``, False after ``timeout_s``."""

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -47,45 +48,42 @@ class Spool:
         self._poll_s = poll_s
         make_directories(state_dir, "spool", "spool/rejected")
 
-    def drain(self, log: EventLog) -> list[HostEvent]:
-        """Move every note into ``log`` and return the events. Blocks: call it through ``asyncio.to_thread``.
+    def drain(self, log: EventLog) -> Iterator[HostEvent]:
+        """Move every note into ``log``, yielding each event once it is there. Blocks: go through it in a thread.
 
         What is not a note is set aside in ``spool/rejected`` and reported by an event of the type
         ``spool.rejected``. Raises StorageFailed; the rest then waits for the next drain, in order.
         """
         self._remove_abandoned()
-        drained = [self._move(path, log) for path in self._pending()]
-        return [event for event in drained if event is not None]
+        for path in self._pending():
+            yield from self._move(path, log)
 
     def _pending(self) -> list[Path]:
         with storage("listing", self._directory):
             paths = [path for path in self._directory.iterdir() if not path.name.startswith(".")]
         return sorted(path for path in paths if path != self._rejected)
 
-    def _move(self, path: Path, log: EventLog) -> HostEvent | None:
+    def _move(self, path: Path, log: EventLog) -> Iterator[HostEvent]:
         data = _read(path)
         identity = f"{path.name}:{hashlib.sha256(data or b'').hexdigest()[:16]}"
         try:
             note = _parse(path, data)
         except ValueError as err:
-            return self._reject(path, identity, str(err), log)
-        event = None
+            yield from self._reject(path, identity, str(err), log)
+            return
         if identity != log.last_spool:
-            event = log.append(note.type, "hook", note.vm, note.name, dict(note.data), spool=identity, at=note.at)
+            yield log.append(note.type, "hook", note.vm, note.name, dict(note.data), spool=identity, at=note.at)
         with storage("removing", path):
             path.unlink(missing_ok=True)
         files.fsync_directory(self._directory)
-        return event
 
-    def _reject(self, path: Path, identity: str, reason: str, log: EventLog) -> HostEvent | None:
-        event = None
+    def _reject(self, path: Path, identity: str, reason: str, log: EventLog) -> Iterator[HostEvent]:
         if identity != log.last_spool:
             facts = {"file": path.name[:255].encode(errors="replace").decode(), "reason": reason}
-            event = log.append("spool.rejected", "agent", data=facts, spool=identity)
+            yield log.append("spool.rejected", "agent", data=facts, spool=identity)
         with storage("setting aside", path):
             path.rename(self._rejected / str(uuid4()))
         files.fsync_directory(self._directory)
-        return event
 
     def _remove_abandoned(self) -> None:
         with storage("listing", self._directory):

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from agent.web import docs_page, openapi
 from agent.web.auth import Authenticator
 from agent.web.call import Call
+from agent.web.connections import Connections
 from agent.web.metrics import HttpMetrics, exposition
 from agent.web.middleware import add_headers, authentication, outermost
 from agent.web.routes import PATH_PARAMETER, Route, dispatch, route
@@ -19,6 +20,8 @@ ROUTES = web.AppKey("routes", list[Route])
 DOCUMENT = web.AppKey("document", dict)
 #: Set when the daemon stops; a handler that waits (a long poll) returns early then.
 STOPPING = web.AppKey("stopping", asyncio.Event)
+#: Those who are connected; who listens makes its sockets with it.
+CONNECTIONS = web.AppKey("connections", Connections)
 
 
 def build(
@@ -44,10 +47,13 @@ def build(
     own.document = openapi.document(title, version, declared)
     own.page = lambda: docs_page.page(own.document, declared)
     open_paths = frozenset(one.path for one in declared if one.role is None)
-    app = web.Application(middlewares=[outermost(HttpMetrics(registry)), authentication(authenticator, open_paths)])
+    connections = Connections()
+    around = [outermost(HttpMetrics(registry)), authentication(authenticator, open_paths)]
+    app = web.Application(middlewares=[connections.middleware, *around])
     for one in declared:
         _add(app, one)
     app[ROUTES], app[DOCUMENT], app[STOPPING] = declared, own.document, asyncio.Event()
+    app[CONNECTIONS] = connections
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(_stop)
     return app

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from agent.web.application import CONNECTIONS
+from agent.web.connections import Connections, Door, share_of_process
 from agent.web.errors import ListenRefused, SettingsError
 
 #: How long answers under way may take after SIGTERM. Long polls end at once (application.STOPPING); a commit
@@ -92,7 +94,7 @@ async def listening(
     """Serve the application; yields the URLs. An empty ``listen`` means no TCP. Everything is checked before.
 
     Port 0 takes a free port; the URL names it. A client that goes away does not cancel its handler: half a commit
-    is worse than an answer that nobody reads.
+    is worse than an answer that nobody reads. Each listener keeps its share of connections (agent.web.connections).
     """
     address = check_listen(listen, tls) if listen else None
     context = tls_context(tls) if tls else None
@@ -102,9 +104,13 @@ async def listening(
     bound = None
     try:
         if address is not None:
-            urls.append(await _start_tcp(runner, listen, address, context))
+            doors = await _bind_tcp(app[CONNECTIONS], listen, address)
+            for door in doors:
+                await web.SockSite(runner, door, ssl_context=context, backlog=_BACKLOG).start()
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            urls.append(f"{'https' if context else 'http'}://{host}:{doors[0].getsockname()[1]}")
         if socket_path is not None:
-            bound = bind_unix(socket_path)
+            bound = bind_unix(socket_path, app[CONNECTIONS])
             await web.SockSite(runner, bound, backlog=_BACKLOG).start()
             urls.append(f"unix://{socket_path}")
         yield urls
@@ -114,20 +120,26 @@ async def listening(
             _unlink(socket_path)
 
 
-async def _start_tcp(
-    runner: web.AppRunner, listen: str, address: tuple[str, int], context: ssl.SSLContext | None
-) -> str:
-    site = web.TCPSite(runner, *address, ssl_context=context, backlog=_BACKLOG)
+async def _bind_tcp(connections: Connections, listen: str, address: tuple[str, int]) -> list[Door]:
+    """Return a bound socket for each address of a name. Raises ListenRefused."""
+    doors: list[Door] = []
     try:
-        await site.start()
+        found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
+        for family, where in dict.fromkeys((one[0], one[4]) for one in found):
+            doors.append(connections.door(family, share_of_process()))
+            doors[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # IPv4 has a socket of its own
+                doors[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            doors[-1].bind(where)
+            doors[-1].setblocking(False)
     except OSError as err:
+        for door in doors:
+            door.close()
         raise ListenRefused(listen=listen, reason=err.strerror or str(err)) from err
-    port = address[1] or runner.addresses[0][1]
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"{'https' if context else 'http'}://{host}:{port}"
+    return doors
 
 
-def bind_unix(path: Path) -> socket.socket:
+def bind_unix(path: Path, connections: Connections) -> Door:
     """Return a socket bound at ``path`` that only its owner can connect to; a dead one in the way is replaced.
 
     Raises ListenRefused where something else is at the path, or somebody still listens there.
@@ -136,7 +148,7 @@ def bind_unix(path: Path) -> socket.socket:
         raise ListenRefused(listen=path, reason=f"a socket's path has at most {_SOCKET_PATH_LIMIT_BYTES} bytes")
     _clear(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = connections.door(socket.AF_UNIX, share_of_process())
     umask = os.umask(0o177)  # so that nobody can connect between bind and a chmod
     try:
         bound.bind(str(path))

@@ -51,7 +51,7 @@ class Patience:
     """
 
     lease_s: float = 120.0
-    tries: int = 3
+    tries: int = 4
     retry_s: float = 0.5
     retry_max_s: float = 10.0
     outcome_deadline_s: float = 600.0
@@ -73,6 +73,8 @@ class Job:
     elsewhere: str | None = None
     #: Wakes the engine for operations that this one has queued.
     nudge: Callable[[], None] = lambda: None
+    #: Hosts that were given up on, and why.
+    unanswered: dict[str, str] = field(default_factory=dict)
     #: Whether what was committed can be stopped for now: the host is asked, and may refuse.
     stoppable: bool = False
 

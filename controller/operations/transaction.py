@@ -59,6 +59,7 @@ async def reach(job: Job, call: Callable[[], Awaitable[T]]) -> T:
             return await call()
         except AgentUnreachable as err:
             if left == 0:
+                job.unanswered[job.host] = str(err.facts["reason"])
                 raise HostUnreachable(name=job.host, reason=err.facts["reason"]) from err
             log.warning(kv("host-did-not-answer", host=job.host, reason=err.facts["reason"], tries_left=left))
         await asyncio.sleep(delay_s)

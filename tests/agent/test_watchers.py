@@ -1,6 +1,7 @@
 """What the agent notices while it serves."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
@@ -8,10 +9,14 @@ from typing import cast
 import pytest
 
 from agent import app as agent_app
+from agent import background, watchers
 from agent.app import Agent
+from agent.errors import StorageFailed
+from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.network import Network, NetworkChange
 from tests.agent.api.conftest import VM, Host, make_host
+from tests.agent.host.full_disk import full_file_system
 
 
 @pytest.fixture
@@ -100,3 +105,83 @@ async def test_domains_are_looked_at_again_when_libvirt_is_back(host: Host, agen
     kept.unlink()
     host.hypervisor.reconnect()
     await until(kept.exists)
+
+
+@pytest.mark.parametrize(
+    ("running", "logged", "added"),
+    [
+        (False, "vm.started", [("vm.stopped", "libvirt")]),
+        (True, "vm.stopped", [("vm.started", "libvirt")]),
+        (False, "vm.stopped", []),
+        (False, "vm.starting", []),  # it may be starting now
+    ],
+)
+async def test_a_start_or_stop_that_nobody_could_tell_of_is_found_when_libvirt_is_looked_at(
+    host: Host, running: bool, logged: str, added: list[tuple[str, str]]
+) -> None:
+    hypervisor, network = cast(Hypervisor, host.hypervisor), cast(Network, host.network)
+    note(host, 1, logged)
+    host.domain.state = "running" if running else "shut-off"
+    async with agent_app.working(host.config, hypervisor, network) as agent:
+        await until(lambda: len(types(agent)) > len(added))
+        await until(lambda: bool(host.hypervisor._listeners))
+        host.hypervisor.reconnect()  # looks again, and finds all told
+        host.hypervisor.tell("defined", host.domain)
+        await until(lambda: ("vm.defined", "libvirt") in types(agent))
+        assert types(agent) == [(logged, "hook"), *added, ("vm.defined", "libvirt")]
+
+
+def fill_up(state_dir: Path, log: EventLog) -> None:
+    """Take all room there is, the rest of the log's last page too."""
+    with contextlib.suppress(OSError), (state_dir / "filling").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    with contextlib.suppress(StorageFailed):
+        while True:
+            log.append("vm.renamed", "libvirt")
+
+
+@pytest.mark.case("F5")
+@pytest.mark.case("B8")
+async def test_what_happens_while_the_disk_is_full_is_logged_once_when_there_is_room(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watchers, "APPEND_AGAIN_S", 0.05)
+    hypervisor, network = cast(Hypervisor, host.hypervisor), cast(Network, host.network)
+    host.config.state_dir.mkdir(mode=0o700)
+    with full_file_system(host.config.state_dir, "1m") as release:
+        async with agent_app.working(host.config, hypervisor, network, hook_grace_s=0.05) as agent:
+            await until(lambda: bool(host.hypervisor._listeners))
+            await asyncio.to_thread(fill_up, host.config.state_dir, agent.event_log)
+            host.hypervisor.tell("stopped", host.domain)  # the hook could write no note
+            host.hypervisor.tell("defined", host.domain)
+            host.network.change(NetworkChange("host.address", {"added": [], "removed": []}))
+            await until(lambda: caplog.text.count("event-waits") > 3)
+            release()
+            wanted = {("vm.stopped", "libvirt"), ("vm.defined", "libvirt"), ("host.address", "network")}
+            await until(lambda: wanted <= set(types(agent)))
+            assert sorted(one for one in types(agent) if one[0] != "vm.renamed") == sorted(wanted)
+
+
+@pytest.mark.case("B13")
+@pytest.mark.case("F5")
+async def test_an_agent_that_finds_its_disk_full_serves_and_works_the_notes_off_when_there_is_room(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "FIRST_PAUSE_S", 0.05)
+    hypervisor, network = cast(Hypervisor, host.hypervisor), cast(Network, host.network)
+    host.config.state_dir.mkdir(mode=0o700)
+    with full_file_system(host.config.state_dir, "1m") as release:
+        async with agent_app.working(host.config, hypervisor, network) as agent:
+            note(host, 1, "vm.stopped")
+            await until(lambda: types(agent) == [("vm.stopped", "hook")])
+            note(host, 2, "vm.started")
+            (host.config.state_dir / "spool" / f"{2:020}").rename(host.config.state_dir / "held")
+            await asyncio.to_thread(fill_up, host.config.state_dir, agent.event_log)
+        (host.config.state_dir / "held").rename(host.config.state_dir / "spool" / f"{2:020}")
+        async with agent_app.working(host.config, hypervisor, network) as agent:
+            assert ("vm.started", "hook") not in types(agent)
+            release()
+            await until(lambda: ("vm.started", "hook") in types(agent))
+            await until(lambda: not list((host.config.state_dir / "spool").glob("0*")))
+            assert types(agent).count(("vm.started", "hook")) == 1

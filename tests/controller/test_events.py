@@ -153,6 +153,25 @@ async def test_host_files_that_could_not_be_copied_are_copied_when_their_host_is
         await until(one, saved)
 
 
+async def test_a_copy_that_failed_while_the_host_was_gone_for_a_moment_is_taken_after_it(one: World) -> None:
+    gone = asyncio.Event()
+
+    async def drop(number: int, called: str) -> None:
+        if called.endswith("/host-files/{type}") and not gone.is_set():
+            one.agent.faults[number] = "drop-before"  # others are answered: nothing else shows that it was gone
+
+    async def saved() -> bool:
+        kept = await one.db.run(host_files.of_vm, one.vm.uuid)
+        return len(kept) == 2 and not any(item.reason for item in kept)
+
+    one.agent.on_call = drop
+    async with following(one):
+        first = await one.act("vm-sync", sync.Wanted())
+        assert [item["type"] for item in first.result["failed"]] == ["nvram", "tpm"]
+        gone.set()
+        await until(one, saved)
+
+
 async def test_a_host_that_comes_back_is_asked_how_what_it_was_told_to_commit_ended(one: World) -> None:
     await one.snapshot(name="first")
     commit = one.agent.calls.index("POST /v1/transactions/{id}/commit")

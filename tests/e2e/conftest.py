@@ -14,6 +14,7 @@ from tests.lab.daemons import AgentDaemon, ControllerDaemon
 from tests.lab.fleet import Fleet
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
+from tests.lab.mortal_fleet import MortalFleet, mortal_fleet
 from tests.lab.waiting import wait_until
 
 _NUMBERS = count(1)
@@ -106,6 +107,13 @@ def pair(lab_ready: None) -> Iterator[Pair]:
     with Fleet() as fleet:
         stacks = [Stack(one.host, one.agent, fleet.controller) for one in (fleet.a, fleet.b)]
         yield Pair(fleet, *stacks)
+
+
+@pytest.fixture(scope="session")
+def fleet(lab_ready: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalFleet]:
+    """A host whose agent and controller die and stop where a test says."""
+    with mortal_fleet(tmp_path_factory.mktemp("faults")) as made:
+        yield made
 
 
 @pytest.fixture

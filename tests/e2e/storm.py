@@ -33,19 +33,26 @@ MOST_SNAPSHOTS = 5
 LONGEST_LIFE_S = 0.8
 RECOVERED_WITHIN_S = 60.0
 OPEN = ("queued", "running")
-#: Prints {path: {chain, sha256 of what a guest reads}} for the images named.
+#: Prints {path: sha256 of what a guest reads} for the images named.
 READ = """
 import hashlib, json, os, subprocess, sys
 found = {}
 for path in sys.argv[1:]:
     raw = f"/tmp/storm-{os.getpid()}"
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw], check=True)
+    with open(raw, "rb") as file:
+        found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    os.unlink(raw)
+print(json.dumps(found))
+"""
+#: Prints {path: the files that it stands on, itself first} for the images named.
+CHAINS = """
+import json, os, subprocess, sys
+found = {}
+for path in sys.argv[1:]:
     told = ["qemu-img", "info", "--backing-chain", "--output=json", path]
     chain = subprocess.run(told, check=True, capture_output=True)
-    with open(raw, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.unlink(raw)
-    found[path] = {"sha256": digest, "chain": [os.path.realpath(one["filename"]) for one in json.loads(chain.stdout)]}
+    found[path] = [os.path.realpath(one["filename"]) for one in json.loads(chain.stdout)]
 print(json.dumps(found))
 """
 Parts = dict[str, str]
@@ -237,7 +244,7 @@ class Storm:
         """Name the files that a VM or a snapshot stands on."""
         tops = [str(m.guest.disk_path(target)) for m in self.machines for target in targets(m.guest)]
         frozen = [v["path"] for m in self.machines for s in self.snapshots(m).values() for v in s["volumes"]]
-        return {Path(one).name for image in self.images([*tops, *frozen]).values() for one in image["chain"]}
+        return {Path(one).name for chain in self.images(CHAINS, [*tops, *frozen]).values() for one in chain}
 
     def start_one(self) -> None:
         """Start a VM, cut it off, and take what it made of its firmware state for its own."""
@@ -253,18 +260,18 @@ class Storm:
         """Return what a VM reads now, and what each of its snapshots holds."""
         tops = {target: str(machine.guest.disk_path(target)) for target in targets(machine.guest)}
         frozen = {name: {v["target"]: v["path"] for v in one["volumes"]} for name, one in tree.items()}
-        read = self.images([*tops.values(), *(path for parts in frozen.values() for path in parts.values())])
-        present = {target: read[path]["sha256"] for target, path in tops.items()}
+        read = self.images(READ, [*tops.values(), *(path for parts in frozen.values() for path in parts.values())])
+        present = {target: read[path] for target, path in tops.items()}
         present |= {one["type"]: one["sha256"] for one in self.host_files(machine)}
         held = {
-            name: {target: read[path]["sha256"] for target, path in parts.items()} | self.backups(tree[name]["uuid"])
+            name: {target: read[path] for target, path in parts.items()} | self.backups(tree[name]["uuid"])
             for name, parts in frozen.items()
         }
         return present, held
 
-    def images(self, paths: list[str]) -> dict[str, Any]:
-        """Read images as a guest would; the agent is not asked."""
-        found: dict[str, Any] = json.loads(self.host.run([PYTHON, "-I", "-c", READ, *paths]).stdout)
+    def images(self, program: str, paths: list[str]) -> dict[str, Any]:
+        """Look at images by other means than the agent's."""
+        found: dict[str, Any] = json.loads(self.host.run([PYTHON, "-I", "-c", program, *paths]).stdout)
         return found
 
     def host_files(self, machine: Machine) -> list[dict[str, Any]]:

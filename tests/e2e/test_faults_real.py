@@ -2,91 +2,24 @@
 
 import json
 import time
-from collections.abc import Iterator
 from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import change_at_rest, run_once, seen
-from tests.lab.guest import Guest
-from tests.lab.host import LabHost
-from tests.lab.mortal_agent import MortalAgent
-from tests.lab.mortal_controller import MortalController
+from tests.e2e.conftest import change_at_rest, seen
+from tests.lab.mortal_fleet import LEASE_S, MortalFleet
 from tests.lab.waiting import wait_until
 from tests.visits import Visit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
 
-LEASE_S = 5
 #: A few of each in ``make test``; tests/controller/operations/test_faults.py has every point, with an agent in memory.
 CREATE = ["after message put_transaction", "after message commit"]
 REVERT = ["before message commit"]
 
 
-class Fleet:
-    """One host, its agent and controller, both mortal, and a guest that has run once."""
-
-    def __init__(self, host: LabHost, agent: MortalAgent, controller: MortalController) -> None:
-        self.host, self.agent, self.controller = host, agent, controller
-        self.guest: Guest = run_once(host.define_guest("faulty"))
-        self.id = str(self.guest.uuid)
-
-    def json(self, *words: str) -> Any:
-        return self.controller.json(*words)
-
-    def ask(self, *words: str) -> None:
-        """Ask for an operation without waiting for it; whoever dies of it may not even answer."""
-        self.controller.coldframe(*words, "--no-wait", check=False)
-
-    def restart_controller(self, dies: str | None = None, stops: str | None = None) -> None:
-        if self.controller.process is not None:
-            self.controller.process.send(SIGCONT)
-        self.controller.stop()
-        self.controller.strikes_at(dies, stops)
-        self.controller.start()
-        wait_until("the guest at the controller", self.knows_guest, 60, every_s=0.1)
-        self.controller.arm()
-
-    def knows_guest(self) -> bool:
-        return self.controller.coldframe("vm", "show", self.id, check=False).returncode == 0
-
-    def ended(self) -> list[dict[str, Any]]:
-        """Wait until every operation has ended; newest first."""
-        found: list[dict[str, Any]] = []
-
-        def look() -> bool:
-            found[:] = self.json("operation", "list")["items"]
-            return all(one["state"] in {"succeeded", "failed", "cancelled"} for one in found)
-
-        wait_until("the end of all operations", look, 60, every_s=0.2)
-        return found
-
-    def sound(self) -> None:
-        """Hold that records and host agree, nothing lies about, no guard stands, and the guest starts."""
-        assert not list((self.agent.state_dir / "guards").iterdir())
-        assert [one for one in self.json("doctor")["items"] if one["severity"] == "error"] == []
-        assert all(one["state"] == "ready" for one in self.json("snapshot", "list", self.id)["items"])
-
-    def starts(self) -> None:
-        self.guest.start()
-        self.guest.destroy()
-        self.guest.wait_off()
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with LabHost("faults") as host:
-        agent = MortalAgent(host)
-        agent.dies_at(None)
-        controller = MortalController(tmp_path_factory.mktemp("faults"), lease_s=LEASE_S)
-        controller.strikes_at()
-        with agent, controller:
-            controller.add_host(agent)
-            yield Fleet(host, agent, controller)
-
-
-def killed(fleet: Fleet, point: str, *words: str) -> dict[str, Any]:
+def killed(fleet: MortalFleet, point: str, *words: str) -> dict[str, Any]:
     """Ask for an operation, let the controller die in it, start another; return how it ended."""
     fleet.restart_controller(dies=f"{point} #1")
     fleet.ask(*words)
@@ -96,7 +29,7 @@ def killed(fleet: Fleet, point: str, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.case("F2")
-def test_controller_killed_in_the_middle_resumes_and_the_guest_starts(fleet: Fleet, visit: Visit) -> None:
+def test_controller_killed_in_the_middle_resumes_and_the_guest_starts(fleet: MortalFleet, visit: Visit) -> None:
     for number, point in enumerate(CREATE):
         before = seen(fleet.guest)
         assert killed(fleet, point, "snapshot", "create", fleet.id, f"c{number}")["state"] == "succeeded", point
@@ -115,7 +48,7 @@ def test_controller_killed_in_the_middle_resumes_and_the_guest_starts(fleet: Fle
 
 
 @pytest.mark.case("F3")
-def test_host_that_reboots_in_a_commit_does_not_autostart_the_guest_before_recovery(fleet: Fleet) -> None:
+def test_host_that_reboots_in_a_commit_does_not_autostart_the_guest_before_recovery(fleet: MortalFleet) -> None:
     fleet.restart_controller()
     snapshot = fleet.json("snapshot", "create", fleet.id, "before-reboot")["uuid"]
     frozen = seen(fleet.guest)
@@ -145,7 +78,7 @@ def test_host_that_reboots_in_a_commit_does_not_autostart_the_guest_before_recov
 
 
 @pytest.mark.case("F4")
-def test_controller_that_is_gone_after_prepare_blocks_the_guest_no_longer_than_the_lease(fleet: Fleet) -> None:
+def test_controller_that_is_gone_after_prepare_blocks_the_guest_no_longer_than_the_lease(fleet: MortalFleet) -> None:
     fleet.restart_controller(stops="after message put_transaction #1")
     fleet.ask("snapshot", "create", fleet.id, "stalled")
     guards = fleet.agent.state_dir / "guards"
@@ -162,7 +95,7 @@ def test_controller_that_is_gone_after_prepare_blocks_the_guest_no_longer_than_t
 
 
 @pytest.mark.case("F6")
-def test_libvirtd_that_hangs_is_a_clear_error_in_time_and_the_health_page_answers(fleet: Fleet) -> None:
+def test_libvirtd_that_hangs_is_a_clear_error_in_time_and_the_health_page_answers(fleet: MortalFleet) -> None:
     fleet.restart_controller()
     fleet.host.pause_libvirtd()
     try:
@@ -181,7 +114,7 @@ def test_libvirtd_that_hangs_is_a_clear_error_in_time_and_the_health_page_answer
 
 
 @pytest.mark.case("F6")
-def test_agent_that_hangs_leaves_the_controller_answering_and_goes_on_when_it_is_back(fleet: Fleet) -> None:
+def test_agent_that_hangs_leaves_the_controller_answering_and_goes_on_when_it_is_back(fleet: MortalFleet) -> None:
     fleet.restart_controller()
     process = fleet.agent.process
     assert process is not None
@@ -203,7 +136,7 @@ def test_agent_that_hangs_leaves_the_controller_answering_and_goes_on_when_it_is
     ("point", "ends"), [("after journal prepared", "failed"), ("before switch-disks vda vdb", "succeeded")]
 )
 def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_finishes_what_was(
-    fleet: Fleet, point: str, ends: str
+    fleet: MortalFleet, point: str, ends: str
 ) -> None:
     fleet.restart_controller()
     before = seen(fleet.guest)
@@ -225,3 +158,13 @@ def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_fini
     assert seen(fleet.guest) == before
     fleet.sound()
     fleet.starts()
+
+
+@pytest.mark.case("F4")
+def test_an_agent_that_is_restarted_fails_no_operation(fleet: MortalFleet) -> None:
+    fleet.restart_controller()
+    fleet.agent.stop()
+    fleet.ask("snapshot", "create", fleet.id, "while it restarts")
+    fleet.agent.start()
+    assert fleet.ended()[0]["state"] == "succeeded"
+    fleet.sound()

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -58,14 +59,17 @@ class Hook:
         return self
 
     def call(
-        self, operation: str, name: str = "win11", xml: str = DOMAIN_XML, extra: str = "-"
+        self,
+        operation: str,
+        name: str = "win11",
+        xml: str = DOMAIN_XML,
+        extra: str = "-",
+        env: Mapping[str, str] = ENVIRONMENT,
     ) -> subprocess.CompletedProcess[bytes]:
         """Call the hook as libvirt does."""
         end = {"stopped": "end", "release": "end"}.get(operation, "begin")
         argv = [*self.shell, str(self.script), name, operation, end, extra]
-        return subprocess.run(
-            argv, input=xml.encode(), env=ENVIRONMENT, cwd="/", capture_output=True, timeout=30, check=False
-        )
+        return subprocess.run(argv, input=xml.encode(), env=env, cwd="/", capture_output=True, timeout=30, check=False)
 
     def give_host_files(self, name: str = "win11") -> None:
         """Give the VM an NVRAM file and TPM state, and let the agent expect both."""

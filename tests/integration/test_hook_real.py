@@ -79,7 +79,7 @@ def begin_start(vm: Guest) -> subprocess.Popen[str]:
 def events(vm: Guest) -> list[HostEvent]:
     """Drain the spool as the agent does at its start; return the VM's events."""
     with closing(EventLog(state(vm))) as log:
-        Spool(state(vm)).drain(log)
+        list(Spool(state(vm)).drain(log))
         return [event for event in log.read(0, 10_000).items if event.vm == vm.uuid]
 
 

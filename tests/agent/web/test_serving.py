@@ -17,6 +17,7 @@ from agent.web import serving
 from agent.web.application import STOPPING, build
 from agent.web.auth import root_on_unix_socket
 from agent.web.call import Call
+from agent.web.connections import Connections
 from agent.web.errors import ListenRefused, SettingsError
 from agent.web.routes import route
 from agent.web.serving import Tls, listening, notify, parse_listen, tls_from, until_told_to_stop
@@ -121,7 +122,7 @@ async def test_a_socket_left_by_a_dead_daemon_is_replaced_and_a_live_one_is_not(
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with serving.bind_unix(path) as live:
+    with serving.bind_unix(path, Connections()) as live:
         live.listen()
         with pytest.raises(ListenRefused, match="another daemon listens"):
             async with listening(app, listen="", tls=None, socket_path=path):
@@ -140,7 +141,7 @@ async def test_a_file_in_the_way_is_never_removed(app: web.Application, tmp_path
 
 def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ListenRefused, match="107 bytes"):
-        serving.bind_unix(tmp_path / ("x" * 108))
+        serving.bind_unix(tmp_path / ("x" * 108), Connections())
 
 
 async def test_stopping_ends_a_long_poll_with_an_answer(app: web.Application, tmp_path: Path) -> None:

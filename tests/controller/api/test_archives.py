@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aiohttp import ClientPayloadError, web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
@@ -24,7 +26,9 @@ from agent.web.application import build
 from agent.web.auth import Secret, one_secret
 from agent.wire.base import utc_now
 from agent.wire.vm import HostVm
+from controller.api import archives
 from controller.app import make_app
+from controller.archive import transfers
 from controller.config import Config
 from controller.db import Database
 from controller.hosts import Hosts
@@ -308,4 +312,44 @@ async def test_operation_whose_stream_is_gone_fails_and_holds_up_nobody(house: H
     ended = await house.engine.wait(queued.uuid, 20)
     assert ended.error is not None
     assert ended.error.code == "transfer-broken"
+    assert house.stray() == []
+
+
+async def test_import_whose_caller_stands_still_leaves_nothing_and_holds_up_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "arriving", partial(transfers.arriving, stall_s=0.2))
+    archive = await house.export(await house.snapshot(), "chain")
+    before, ended = house.rig.files(), asyncio.Event()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield archive[: len(archive) - 100]
+        await ended.wait()
+        yield archive[len(archive) - 100 :]
+
+    asked = asyncio.create_task(house.failed(half()))  # type: ignore[arg-type]  # a body in pieces
+    while not (begun := (await house.db.run(operations.page, 1, kind="snapshot-import")).items):
+        await asyncio.sleep(0.01)
+    failed = await house.engine.wait(begun[0].uuid, 20)
+    ended.set()
+    assert (failed.error and failed.error.code, await asked) == ("transfer-broken", "transfer-broken")
+    assert house.rig.files() == before
+    assert house.rig.guards.all() == {}
+
+
+async def test_export_whose_caller_takes_nothing_ends_and_lets_the_vm_go(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, full = await house.snapshot(), asyncio.Event()
+
+    async def write(_: web.StreamResponse, _piece: bytes) -> None:
+        await full.wait()  # as of a socket that nobody reads from
+
+    monkeypatch.setattr(archives, "STALL_S", 0.2)
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    with pytest.raises(ClientPayloadError):
+        await house.export(taken)
+    (ended,) = (await house.db.run(operations.page, 1, kind="snapshot-export")).items
+    assert (ended.state, ended.error and ended.error.code) == ("failed", "transfer-broken")
+    assert house.rig.guards.all() == {}
     assert house.stray() == []

@@ -1,5 +1,6 @@
 """The doctor against an agent in memory: each thing that can be wrong is named, and what is safe is mended."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +18,10 @@ from agent.wire.transaction import Transaction
 from agent.wire.upkeep import Leftover
 from agent.wire.vm import Guard
 from controller.doctor import examine
+from controller.doctor import look as doctor_look
 from controller.models import BackupFile, Content, Snapshot, VolumeSnapshot
 from controller.operations import repair
+from controller.operations.ending import Ending
 from controller.store import backup_files, contents, groups, host_files, hosts, invariants, operations, snapshots, vms
 from tests.controller.factories import held
 from tests.controller.fake_agent import TOKEN
@@ -64,6 +67,24 @@ def running(vm: UUID, **changes: Any) -> Running:
     }
     view = Transaction(**values | changes)
     return Running(None, view)  # type: ignore[arg-type]
+
+
+async def test_a_host_that_takes_too_long_is_named_with_what_is_not_known_of_it(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = asyncio.Event()
+
+    async def hang(_number: int, called: str) -> None:
+        if called == "GET /v1/leftovers":
+            hung.set()
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(doctor_look, "DEADLINE_S", 0.2)
+    one.agent.on_call = hang
+    (told,) = await look(one)
+    assert hung.is_set()
+    assert (told.code, told.host) == ("host-partly-unknown", HOST)
+    assert "longer than" in told.what
 
 
 async def test_a_fleet_that_is_well_has_no_findings_before_and_after_work(one: World) -> None:
@@ -201,7 +222,11 @@ async def test_an_administrators_own_overlay_a_moved_disk_and_a_frozen_file_in_u
 
 async def test_snapshots_that_nobody_works_on_any_more_are_settled_by_asking_the_host(one: World) -> None:
     snapshot = await one.snapshot()
+    promised = Ending(kind="revert", transaction=uuid4(), snapshot=snapshot).promised()
+    memo = msgspec.to_builtins(promised)
+    work = await one.db.run(operations.enqueue, "snapshot-revert", one.vm.uuid, HOST, {}, memo=memo)
     await one.db.run(groups.begin, snapshot, "reverting")
+    await one.db.run(operations.finish, work.uuid, "failed", error=Problem.example())
     assert await codes(one) == ["snapshot-held-up"]
     (done,) = await repaired(one)
     assert done.done
@@ -270,7 +295,7 @@ async def test_a_vm_at_work_is_not_judged(one: World) -> None:
     one.agent.files[(await one.tree())[0].volumes[0].path].version += 1
     assert await codes(one) == ["frozen-file-altered"]
     work = await one.db.run(operations.enqueue, "held", one.vm.uuid, HOST, {})
-    await one.db.run(operations.claim, work.uuid, "somebody", 60)
+    await one.db.run(operations.claim, work.uuid, "somebody")
     assert await codes(one) == []
     await one.db.run(operations.finish, work.uuid, "succeeded")
 
@@ -322,3 +347,11 @@ async def test_a_disk_that_is_a_file_kept_out_of_sight_is_named(one: World) -> N
     await one.sync()
     (found,) = [finding for finding in await look(one) if finding.code == "frozen-file-in-use"]
     assert "None" not in found.what + found.repair
+
+
+async def test_a_snapshot_that_is_dated_later_than_now_is_named(one: World) -> None:
+    uuid = await one.snapshot(name="of another year")
+    later = utc_now() + timedelta(days=365)
+    await one.db.run(lambda: Snapshot.update(created_at=later).where(Snapshot.uuid == uuid).execute())
+    (found,) = await examine.examine(one.db, one.hosts)
+    assert (found.code, found.snapshot, found.safe) == ("snapshot-dated-ahead", uuid, False)
