@@ -141,6 +141,8 @@ class HostFile(Record):
     synced_at: Field[datetime | None] = TimeField(null=True)
     dirty_since: Field[datetime | None] = TimeField(null=True)
     reason: Field[str | None] = TextField(null=True)
+    synced_seq: Field[int] = BigIntegerField(default=0)
+    dirty_seq: Field[int] = BigIntegerField(default=0)
 
     class Meta:
         """Name the table; one row per type."""
@@ -281,7 +283,7 @@ class Operation(Record):
     result: Field[Any] = JsonField(default=dict)
     error: Field[Any] = JsonField(null=True)
     owner: Field[str | None] = TextField(null=True)
-    lease_until: Field[datetime | None] = TimeField(null=True)
+    beat: Field[int] = BigIntegerField(default=0)
     cancel_requested: Field[bool] = BooleanField(default=False)
     parked_until: Field[datetime | None] = TimeField(null=True)
     idempotency_key: Field[str | None] = TextField(null=True, unique=True)

@@ -1,15 +1,41 @@
 """Who runs an operation: a name by which another controller can tell that the process behind it is dead.
 
 The name is ``boot id/PID namespace/PID/start time/random``, all but the last from ``/proc`` (proc(5)). Only a process
-of the same boot and PID namespace can be looked for; of any other nothing is known, and its lease decides.
+of the same boot and PID namespace can be looked for; of any other only its silence tells.
 """
 
 import secrets
+import time
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
 _PROC = Path("/proc")
 _STATE, _START = 3 - 3, 22 - 3  # fields of /proc/PID/stat, counted from the one behind the command's name
 _ENDED = {"Z", "X"}
+
+
+class Silence:
+    """For how long things have shown no change, on this process's own monotonic clock: no date is compared.
+
+    A machine that sleeps stops that clock, so its owner is only waited for longer.
+    """
+
+    def __init__(self, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lease_s, self._clock = lease_s, clock
+        self._seen: dict[Hashable, tuple[object, float]] = {}
+
+    def is_over(self, what: Hashable, shows: object) -> bool:
+        """Tell whether ``what`` has shown the same for a lease. What is seen for the first time begins one."""
+        known, since = self._seen.get(what, (None, 0.0))
+        if what not in self._seen or known != shows:
+            since = self._clock()
+            self._seen[what] = (shows, since)
+        return self._clock() - since >= self._lease_s
+
+    def forget_others(self, than: Iterable[Hashable]) -> None:
+        """Forget what is not among these."""
+        kept = set(than)
+        self._seen = {what: seen for what, seen in self._seen.items() if what in kept}
 
 
 def new() -> str:

@@ -3,11 +3,15 @@
 Every rule of a policy looks at all snapshots that the policy covers, of one VM, newest first, and keeps the newest of
 each hour, day, week (ISO 8601) or month in UTC until it has as many as it wants; periods without a snapshot do not
 count. What any rule of any policy keeps is kept. What was kept is kept again however often the same is asked.
+
+No rule asks how old a snapshot is, so a clock that is ahead makes none of them go. But it makes new ones look newer
+than all that follow, and one that is behind makes them look older than all: while a snapshot of a VM is dated later
+than now, the order of the VM's snapshots is not known, and none of them goes.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from agent.wire.retention import RetentionPolicy
@@ -22,6 +26,10 @@ _PERIODS: Mapping[str, Callable[[datetime], str]] = {
 }
 
 
+#: Clocks are corrected by less than this all the time.
+_AHEAD = timedelta(minutes=1)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """``keep`` or not, and why; ``policies`` are the names of those that cover the snapshot."""
@@ -33,7 +41,11 @@ class Verdict:
 
 
 def plan(
-    found: Iterable[Snapshot], policies: Sequence[RetentionPolicy], going: Collection[UUID] = frozenset()
+    found: Iterable[Snapshot],
+    policies: Sequence[RetentionPolicy],
+    going: Collection[UUID] = frozenset(),
+    *,
+    now: datetime,
 ) -> list[Verdict]:
     """Return a verdict on each snapshot, newest first; only what a policy covers can go.
 
@@ -47,7 +59,21 @@ def plan(
             counted = [one for one in newest_first if one.vm == vm and covers(policy, one) and _counts(one, going)]
             for uuid, rules in _kept(policy, counted).items():
                 kept.setdefault(uuid, []).append(f"policy {policy.name}: {', '.join(rules)}")
-    return [_verdict(one, policies, kept.get(one.uuid, []), going) for one in newest_first]
+    verdicts = [_verdict(one, policies, kept.get(one.uuid, []), going) for one in newest_first]
+    ahead = {one.vm: one for one in newest_first if is_ahead(one, now)}
+    return [_unless_order_is_unknown(one, ahead.get(one.snapshot.vm), going) for one in verdicts]
+
+
+def _unless_order_is_unknown(one: Verdict, ahead: Snapshot | None, going: Collection[UUID]) -> Verdict:
+    if ahead is None or one.keep or one.snapshot.uuid in going or one.snapshot.state == "deleting":
+        return one
+    told = f"snapshot {ahead.name} is dated {ahead.created_at:%Y-%m-%d %H:%M} UTC, which is still to come"
+    return replace(one, keep=True, reason=f"{told}: nothing of this VM goes until then, or until that one is deleted")
+
+
+def is_ahead(one: Snapshot, now: datetime) -> bool:
+    """Return whether a snapshot is dated later than now: by a clock that was ahead then, or is behind now."""
+    return one.created_at > now + _AHEAD
 
 
 def covers(policy: RetentionPolicy, one: Snapshot) -> bool:

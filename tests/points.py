@@ -139,9 +139,14 @@ def commits() -> set[str]:
 
 
 def _handed_over(tree: ast.AST, within: list[str]) -> Iterator[tuple[list[str], ast.expr]]:
-    """Yield what runs on the database's thread, ``db.run(WORK, ...)`` or ``partial(db.run, WORK, ...)``, and where."""
+    """Yield what runs on the database's thread, ``db.run(WORK, ...)`` or ``partial(db.run, WORK, ...)``, and where.
+
+    What plans for a dry run commits nothing.
+    """
     for node in ast.iter_child_nodes(tree):
         inner = within
+        if isinstance(node, ast.AsyncFunctionDef) and node.name == "plan":
+            continue
         if isinstance(node, ast.ClassDef):
             inner = [*within, node.name]
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -155,9 +160,9 @@ def _handed_over(tree: ast.AST, within: list[str]) -> Iterator[tuple[list[str], 
 
 
 def _is_run(node: ast.expr) -> bool:
-    if not isinstance(node, ast.Attribute) or node.attr != "run":
+    if not isinstance(node, ast.Attribute) or node.attr not in {"run", "owned"}:
         return False
-    return ast.unparse(node.value).split(".")[-1] in {"db", "_db"}
+    return node.attr == "owned" or ast.unparse(node.value).split(".")[-1] in {"db", "_db"}
 
 
 def _writes(fn: Callable[..., Any], seen: set[object]) -> bool:

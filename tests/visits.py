@@ -30,39 +30,6 @@ def visit(record_property: Callable[[str, object], None]) -> Visit:
     return note
 
 
-#: No fault strikes here in ``make test``; docs/reliability.md says what does instead. Archives live with their caller's
-#: stream, which an agent in memory does not have: the agent's side is struck in test_kill.py, the controller's with
-#: real daemons in tests/e2e/test_kill_all_real.py.
-NOT_YET = frozenset(
-    {
-        *("operation snapshot-export", "operation snapshot-import", "step hold", "step receive", "step send"),
-        *(
-            f"{when} {what}"
-            for when in ("before", "after")
-            for what in (
-                "database operations.retention_apply._withdraw",
-                "database operations.snapshot_import._record",
-                "database operations.snapshot_import._undone",
-                "database operations.verify_all._cancel",
-                "database store.backup_files.remove_owner",
-                "database store.groups.ready",
-                "database store.groups.remove",
-                "database store.groups.settle",
-                "database store.operations.claim",
-                "message disks",
-                "message images",
-                "message plan_transaction",
-                "message read_image",
-                "message renew",
-                "message send_image",
-                "undo set-aside frozen",
-                "undo undefine",
-            )
-        ),
-    }
-)
-
-
 class Visits:
     """Which points the tests that passed have visited."""
 
@@ -84,7 +51,7 @@ class Visits:
         """Return the points that no test visited, with what to add; empty unless the whole suite ran."""
         if not self.config.getoption("--whole-run"):
             return {}
-        return {name: remedy for name, remedy in points.required().items() if name not in NOT_YET | self.visited.keys()}
+        return {name: remedy for name, remedy in points.required().items() if name not in self.visited}
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.visited:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from uuid import UUID
 
+import msgspec
+
 from agent.transactions.journal import AnyRequest
 from agent.web.errors import InvalidRequest
 from agent.wire.transaction import (
@@ -36,6 +38,11 @@ KINDS: dict[type[AnyRequest], TransactionKind] = {
     PlaceRequest: "place",
     DepartRequest: "depart",
 }
+
+
+def is_same(one: AnyRequest, other: AnyRequest) -> bool:
+    """Tell whether two requests ask for the same work; a controller that was set up anew may ask for another lease."""
+    return type(one) is type(other) and msgspec.structs.replace(one, lease_s=other.lease_s) == other
 
 
 def require_sense(request: TransactionRequest) -> None:

@@ -19,7 +19,7 @@ from agent.errors import (
     TransactionMismatch,
 )
 from agent.transactions import surveyors
-from agent.transactions.asked import KINDS, require_sense
+from agent.transactions.asked import KINDS, is_same, require_sense
 from agent.transactions.describe import planned_steps, total_bytes
 from agent.transactions.journal import AnyRequest
 from agent.transactions.locks import Looks
@@ -49,7 +49,7 @@ class Foresight:
         """Plan a transaction with all objections to it. Raises InvalidRequest, DomainNotFound, TransactionMismatch."""
         known = self._manager.find(id_)
         if known is not None:
-            if known.request != request:
+            if not is_same(known.request, request):
                 raise TransactionMismatch(id=id_)
             state = outcome(known).state
             steps = planned_steps(known.plan.steps())

@@ -31,6 +31,9 @@ from agent.wire.transaction import Transaction, TransactionRequest
 
 log = logging.getLogger(__name__)
 
+#: Whoever asks how a transaction ended asks for one of the last; these files are a few KiB each.
+_ALWAYS_KEPT = 100
+
 
 #: What a journal holds is what the wire brings.
 AnyRequest = TransactionRequest
@@ -121,11 +124,16 @@ class Journal:
         yield from sorted((entry for entry in read if entry), key=lambda entry: entry.transaction.started_at)
 
     def prune(self, older_than_s: float) -> None:
-        """Forget the outcomes of transactions that ended long ago."""
-        for path in self._directory.glob("*.jsonl"):
-            old = path.stat().st_mtime < time.time() - older_than_s
+        """Forget the outcomes of transactions that ended long ago: long before now, and before the newest record.
+
+        A clock that is years ahead alone makes nothing old; the last ``_ALWAYS_KEPT`` outcomes are never forgotten.
+        """
+        changed = sorted((path.stat().st_mtime, path) for path in self._directory.glob("*.jsonl"))
+        newest = changed[-1][0] if changed else 0.0
+        for at, path in changed:
             entry = self._read(path)  # which sets a damaged file aside, under another name
-            if old and (entry is None or entry.ended):
+            young = at >= min(time.time(), newest) - older_than_s or (at, path) in changed[-_ALWAYS_KEPT:]
+            if not young and (entry is None or entry.ended):
                 path.unlink(missing_ok=True)
 
     def _path(self, transaction: UUID) -> Path:

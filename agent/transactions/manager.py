@@ -24,7 +24,7 @@ from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
 from agent.limits import Limits
-from agent.transactions.asked import KINDS, clash, require_sense
+from agent.transactions.asked import KINDS, clash, is_same, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.running import Running
@@ -124,7 +124,7 @@ class Manager:
         """
         known = self._known.get(id_)
         if known is not None:
-            if known.request != request:
+            if not is_same(known.request, request):
                 raise TransactionMismatch(id=id_)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(known.settled.wait(), self.answer_after_s)

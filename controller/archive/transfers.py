@@ -34,7 +34,7 @@ class Sink(Protocol):
 class Meeting(Generic[T]):
     """The streams that are offered, by operation. Used on the event loop's thread only."""
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._offers: dict[UUID, asyncio.Future[T]] = {}
 
@@ -68,9 +68,9 @@ class Meeting(Generic[T]):
 class Streams:
     """All meetings of one engine: where exports write to, and what imports read from."""
 
-    def __init__(self) -> None:
-        self.sinks: Meeting[Sink] = Meeting()
-        self.archives: Meeting[Unpacking] = Meeting()
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self.sinks: Meeting[Sink] = Meeting(patience_s)
+        self.archives: Meeting[Unpacking] = Meeting(patience_s)
 
 
 async def arriving(chunks: AsyncIterator[bytes], stall_s: float = STALL_S) -> AsyncIterator[bytes]:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from agent.wire.base import utc_now
 from agent.wire.finding import Finding
 from agent.wire.fleet import Vm
 from controller.db import read
+from controller.retention import is_ahead
 from controller.store import expiry, invariants
 from controller.store.survey import Records
 
@@ -17,7 +19,7 @@ def judge(records: Records) -> list[Finding]:
     reachable = {host.name for host in records.hosts if host.reachable}
     with read():
         found = [*_orphans(), *_idle_bases(), *_failing()]
-    found += _snapshots(records, reachable)
+    found += [*_snapshots(records, reachable), *_dated_ahead(records)]
     for vm in sorted(records.vms.values(), key=lambda one: (one.name, one.uuid)):
         found += _vm(records, vm, reachable)
     return found
@@ -46,6 +48,21 @@ def _idle_bases() -> Iterator[Finding]:
         yield Finding(
             code="idle-base", severity="info", what=what, repair=repair, vm=row.vm_id, host=row.host, path=row.path
         )
+
+
+def _dated_ahead(records: Records) -> Iterator[Finding]:
+    now = utc_now()
+    for one in sorted(records.snapshots.values(), key=lambda one: (one.created_at, one.uuid)):
+        if is_ahead(one, now):
+            told = f"snapshot {one.name} of VM {one.vm_name} is dated {one.created_at:%Y-%m-%d %H:%M} UTC"
+            yield Finding(
+                code="snapshot-dated-ahead",
+                severity="warning",
+                what=f"{told}, which is still to come: retention lets no snapshot of this VM go until then",
+                repair="Correct the clock of the controller's machine; where it is right by now, delete this snapshot",
+                vm=one.vm,
+                snapshot=one.uuid,
+            )
 
 
 def _failing() -> Iterator[Finding]:

@@ -177,6 +177,14 @@ def undone(ending: Ending, view: Transaction | None = None) -> None:
                 return
 
 
+def parked(operation: UUID, again_s: float) -> None:
+    """Take an operation back until its VM has stopped; nothing comes of what it had promised, which it forgets."""
+    with write():
+        for one in endings(operations.job(operation).memo):
+            undone(one)
+        operations.park(operation, again_s)
+
+
 def _remove_unfinished(snapshot: UUID, transaction: UUID) -> None:
     """Remove a group that this transaction was to make whole. Another one's of the same UUID is not ours to remove."""
     try:

@@ -2,8 +2,9 @@
 
 An operation is a row before it is anything else. The database hands rows out (``operations.claim_next``): the
 first of each VM's queue, as many per host as allowed; so a queue has no second copy in memory that a restart
-could lose. A row that is claimed carries this engine's name and a lease: a second controller on the same database,
-started by mistake, leaves it alone, and takes it over when the lease has run out.
+could lose. A row that is claimed carries this engine's name and a count that it keeps raising: a second controller on
+the same database, started by mistake, leaves it alone, and takes it over when the count has stood still for a lease on
+its own monotonic clock. What time it is matters to none of the two.
 """
 
 import asyncio
@@ -24,11 +25,11 @@ from agent.wire.base import Request
 from agent.wire.operation import OPERATION_ENDED, Operation, OperationState
 from agent.wire.problem import Problem
 from controller import owners
-from controller.archive.transfers import Streams
+from controller.archive.transfers import PATIENCE_S, Streams
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
-from controller.operations.ending import endings, undone
+from controller.operations.ending import endings, parked, undone
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
 from controller.store import operations
 
@@ -47,15 +48,18 @@ Place = Callable[[], tuple[UUID | None, str | None]]
 class Limits:
     """``per_host``: operations at once on one host; two keep a disk busy and leave the guests their share.
 
-    ``owner_lease_s``: after a crash nobody touches this engine's operations for so long; it is renewed at a third.
+    ``owner_lease_s``: an engine that is not heard of for so long is taken to be dead; each lets itself be heard of at a
+    third.
     ``record_retry_s``: between tries to record an end that the database refused to take. ``parked_s``: an operation
     that waits for its VM to stop is not tried again for so long, though the VM is recorded as off: it may be starting.
+    ``stream_s``: an export or import whose caller has not come with its stream by then fails.
     """
 
     per_host: int = 4
     owner_lease_s: float = 15.0
     record_retry_s: float = 2.0
     parked_s: float = 5.0
+    stream_s: float = PATIENCE_S
     patience: Patience = field(default_factory=Patience)
 
 
@@ -67,8 +71,9 @@ class Engine:
         self.hosts = hosts
         self.kinds = kinds
         self.limits = limits or Limits()
-        self.streams = Streams()
+        self.streams = Streams(self.limits.stream_s)
         self.owner = owners.new()
+        self._silence = owners.Silence(self.limits.owner_lease_s)
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -87,7 +92,7 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.db.run(operations.renew, self.owner, 0.0)
+        await self.db.run(operations.release, self.owner)
 
     async def submit(self, kind: str, request: Request, place: Place, key: str | None = None) -> Operation:
         """Queue an operation; the same idempotency key and request give the same one, whatever became of it.
@@ -154,19 +159,29 @@ class Engine:
                     await self._nudge.wait()
 
     async def _round(self) -> None:
-        lease_s = self.limits.owner_lease_s
-        await self.db.run(operations.renew, self.owner, lease_s)
+        await self.db.run(operations.renew, self.owner)
         await self._drop_lost()
-        for left in await self.db.run(operations.unfinished):
+        unfinished = await self.db.run(operations.unfinished)
+        self._silence.forget_others(left.operation.uuid for left in unfinished)
+        for left in unfinished:
             uuid = left.operation.uuid
-            if uuid in self._jobs:
+            if uuid in self._jobs or not await self._is_free(left):
                 continue
-            # Ours and not begun: the database took the claim and then failed to say so.
-            gone = left.owner is not None and await asyncio.to_thread(owners.is_dead, left.owner)
-            if await self.db.run(operations.claim, uuid, self.owner, lease_s, dead=left.owner if gone else None):
+            if await self.db.run(operations.claim, uuid, self.owner, lost=(left.owner, left.beat)):
                 self._start(await self.db.run(operations.job, uuid))
-        while (row := await self.db.run(operations.claim_next, self.owner, lease_s, self.limits.per_host)) is not None:
+        while (row := await self.db.run(operations.claim_next, self.owner, self.limits.per_host)) is not None:
             self._start(row)
+
+    async def _is_free(self, left: operations.Job) -> bool:
+        """Tell whether nobody runs it: its owner has left it, or is dead, or was not heard of for a lease.
+
+        Ours and not begun is one whose claim the database took and then failed to say so.
+        """
+        if left.owner is None or left.owner == self.owner:
+            return True
+        if self._silence.is_over(left.operation.uuid, (left.owner, left.beat)):
+            return True
+        return await asyncio.to_thread(owners.is_dead, left.owner)
 
     async def _drop_lost(self) -> None:
         """Let go of jobs that another engine has taken over because we were not heard of for too long."""
@@ -265,7 +280,7 @@ class Engine:
         if isinstance(ended, operations.Lost):
             raise ended
         if isinstance(ended, Parked):
-            await job.owned(operations.park, job.uuid, self.limits.parked_s)
+            await job.owned(parked, job.uuid, self.limits.parked_s)
             log.info(kv("operation-parked", operation=job.uuid, vm=job.row.operation.vm))
         elif isinstance(ended, Exception):
             state = "cancelled" if isinstance(ended, OperationCancelled) else "failed"

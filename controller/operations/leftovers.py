@@ -5,17 +5,19 @@ or ``deleting``. The host that was told to commit decides; until it has said so 
 """
 
 import logging
+from collections.abc import Iterator
 from uuid import UUID
 
 from agent.web.log import kv
 from agent.wire.base import utc_now
+from agent.wire.operation import Operation
 from agent.wire.snapshot import Snapshot
 from controller.db import read
 from controller.errors import HostNotFound, OutcomeUnknown
 from controller.operations import ending, transaction
 from controller.operations.ending import Ending
 from controller.operations.job import Job
-from controller.store import clones, groups, operations, snapshots, vms
+from controller.store import clones, operations, snapshots, vms
 
 log = logging.getLogger("coldframe.operations")
 
@@ -34,12 +36,9 @@ async def settle(job: Job, *, given_up: bool = False) -> None:
     """
     if not job.sealed and job.row.operation.kind not in _IN_CONFLICT_TOO:
         await job.db.run(vms.require_no_conflict, job.vm)
-    claimed = {uuid for one in ending.endings(job.memo) for uuid in (one.snapshot, one.undo)}
-    for row, promised in await job.db.run(_unsettled, job.vm, claimed):
+    own = {uuid for one in ending.endings(job.memo) for uuid in (one.snapshot, one.undo)}
+    for row, promised in await job.db.run(_unsettled, job.vm, own):
         await _settle_one(job, Job(row, job.db, job.hosts, job.patience), promised, given_up=given_up)
-        claimed |= {promised.snapshot, promised.undo}
-    for one in await job.db.run(_open_snapshots, job.vm, claimed):
-        await _settle_unclaimed(job, one)
     for left in await job.db.run(clones.unfinished, job.vm, job.uuid):
         await _settle_clone(job, left)
 
@@ -92,19 +91,6 @@ def _went_on_elsewhere(vm: UUID, host: str) -> bool:
     return bool(defined_on) and host not in defined_on
 
 
-async def _settle_unclaimed(job: Job, one: Snapshot) -> None:
-    """Settle what no operation was told to commit: it was never carried out, unless the host says otherwise."""
-    group = await job.db.run(snapshots.group, one.uuid)
-    if one.state != "creating":
-        await job.db.run(groups.settle, one.uuid)
-        return
-    view = None if group.transaction is None else await transaction.outcome_of(job, group.transaction)
-    if view is not None and view.state == "committed":
-        await job.db.run(groups.ready, one.uuid, current=view.kind == "snapshot")
-    else:
-        await job.db.run(groups.remove, one.uuid)
-
-
 def _open_snapshots(vm: UUID, but: set[UUID | None]) -> list[Snapshot]:
     with read():
         found = [one for state in _OPEN for one in snapshots.page(_AT_ONCE, vm=vm, state=state).items]
@@ -114,18 +100,27 @@ def _open_snapshots(vm: UUID, but: set[UUID | None]) -> list[Snapshot]:
 def _unsettled(vm: UUID, but: set[UUID | None]) -> list[tuple[operations.Job, Ending]]:
     """Return, for each open snapshot, the newest operation that promised to bring it out of that state.
 
-    A VM's operations run one after the other, so an older one of the same kind has had its end recorded.
+    A VM's operations run one after the other, so an older one of the same kind has had its end recorded. While
+    a host is away thousands may have come and failed since.
     """
+    found: dict[UUID, tuple[operations.Job, Ending]] = {}
     with read():
         left = _open_snapshots(vm, but)
-        found: dict[UUID, tuple[operations.Job, Ending]] = {}
-        if left:
-            for one in operations.page(_AT_ONCE, vm=vm).items:
-                row = operations.job(one.uuid)
-                for promised in ending.endings(row.memo):
-                    for snapshot in (each.uuid for each in left if _concerns(promised, each)):
-                        found.setdefault(snapshot, (row, promised))
+        page = operations.page(_AT_ONCE, vm=vm)
+        while len(found) < len(left):
+            for row, promised in _promises(page.items):
+                for snapshot in (each.uuid for each in left if _concerns(promised, each)):
+                    found.setdefault(snapshot, (row, promised))
+            if page.next is None:
+                break
+            page = operations.page(_AT_ONCE, page.next, vm=vm)
     return list({promised.transaction: (row, promised) for row, promised in found.values()}.values())
+
+
+def _promises(of: list[Operation]) -> Iterator[tuple[operations.Job, Ending]]:
+    for one in of:
+        row = operations.job(one.uuid)
+        yield from ((row, promised) for promised in ending.endings(row.memo))
 
 
 def _concerns(promised: Ending, one: Snapshot) -> bool:

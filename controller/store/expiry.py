@@ -123,7 +123,7 @@ def _verdicts(vm: UUID, policies: Sequence[RetentionPolicy]) -> list[Verdict]:
     )
     going = {row.snapshot_id for row in begun if row.snapshot_id is not None}
     going |= {uuid for uuid, row in deletions.under_way(vm).items() if not deletions.by_retention(row)}
-    return plan(snapshots.page(_ALL, vm=vm).items, policies, going)
+    return plan(snapshots.page(_ALL, vm=vm).items, policies, going, now=utc_now())
 
 
 def _about(one: Verdict, only: str | None) -> bool:
@@ -166,7 +166,7 @@ def _next(tries: Sequence[WireOperation]) -> datetime:
 
 def _may_be_tried(snapshot: UUID, now: datetime) -> bool:
     tries = _tries(snapshot)
-    return not tries or _next(tries) <= now
+    return not tries or not timedelta(0) < _next(tries) - now <= _RETRY_MAX  # later than that by a clock set back
 
 
 def _told(one: Verdict, asked: Operation | None) -> RetentionVerdict:

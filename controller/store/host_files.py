@@ -1,7 +1,8 @@
 """The newest copy of each VM's host files, per host, and whether the VM has run since it was taken.
 
 All times here are this controller's clock: when it learned of a start, when it began to read. Hosts' clocks may
-differ from it, and comparing the two could clear a mark that must stay.
+differ from it, and comparing the two could clear a mark that must stay. Our own may have been wrong for a while: which
+of several hosts' copies is the newest, and whether the VM has run since, tells the order in which that was recorded.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+from peewee import fn
 
 from agent.wire.base import utc_now
 from agent.wire.fleet import VmHostFile
@@ -35,6 +38,9 @@ class Kept:
     synced_at: datetime | None
     dirty_since: datetime | None
     reason: str | None
+    #: Where in the order of all records the copy and the mark stand.
+    synced_seq: int = 0
+    dirty_seq: int = 0
 
 
 def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileType] = ()) -> None:
@@ -49,7 +55,7 @@ def note_started(vm: UUID, host: str, at: datetime, types: Collection[HostFileTy
         for type_ in sorted(wanted):
             row = _ensure(vm, host, type_)
             if row.dirty_since is None or row.dirty_since < at or _of_another_clock(row.dirty_since, at):
-                _update(row, dirty_since=at)
+                _update(row, dirty_since=at, dirty_seq=_next_seq())
 
 
 def record_sync(  # noqa: PLR0917 - a copy has these facts, in the order of the record
@@ -73,12 +79,13 @@ def record_sync(  # noqa: PLR0917 - a copy has these facts, in the order of the 
         if kept_at is not None and kept_at > began_at and not _of_another_clock(kept_at, began_at):
             return False
         sha256 = contents.hold(held[0])
-        dirty_since = row.dirty_since
-        if clean and dirty_since is not None:
-            dirty_since = None if dirty_since < began_at or _of_another_clock(dirty_since, began_at) else dirty_since
+        dirty_since, seq = row.dirty_since, _next_seq()
+        marks: dict[str, Any] = {}
+        if clean and dirty_since is not None and (dirty_since < began_at or _of_another_clock(dirty_since, began_at)):
+            marks = {"dirty_since": None}
         elif not clean and dirty_since is None:
-            dirty_since = began_at
-        _update(row, content=sha256, path=path, synced_at=began_at, reason=None, dirty_since=dirty_since)
+            marks = {"dirty_since": began_at, "dirty_seq": seq}
+        _update(row, content=sha256, path=path, synced_at=began_at, synced_seq=seq, reason=None, **marks)
         contents.sweep()
     return True
 
@@ -121,7 +128,7 @@ def newest(vm: UUID) -> dict[HostFileType, Kept]:
     for kept in of_vm(vm):
         if kept.sha256 is not None and kept.synced_at is not None:
             other = found.get(kept.type)
-            if other is None or other.synced_at is None or other.synced_at < kept.synced_at:
+            if other is None or other.synced_seq < kept.synced_seq:
                 found[kept.type] = kept
     return found
 
@@ -205,15 +212,20 @@ def forget(vm: UUID) -> int:
 
 
 def _as_old_as_it_is(chosen: Kept, copies: Iterable[Kept]) -> Kept:
-    ran = [one.dirty_since for one in copies if one.dirty_since is not None]
-    since = [at for at in ran if chosen.synced_at is None or at >= chosen.synced_at]
+    ran = {one.dirty_since: one.dirty_seq for one in copies if one.dirty_since is not None}
+    since = [at for at, seq in ran.items() if seq >= chosen.synced_seq or _came_in_between(at, chosen)]
     return replace(chosen, dirty_since=min(since)) if since else chosen
 
 
+def _came_in_between(at: datetime, kept: Kept) -> bool:
+    """Tell whether a start came after the reading of a copy began that was recorded after it."""
+    began_at = kept.synced_at
+    return began_at is not None and at >= began_at and not _of_another_clock(at, began_at)
+
+
 def _choose(kept: Iterable[Kept], host: str | None) -> Kept | None:
-    def worth(one: Kept) -> tuple[bool, bool, float]:
-        at = one.synced_at.timestamp() if one.synced_at else 0.0
-        return one.host == host and one.sha256 is not None, one.sha256 is not None, at
+    def worth(one: Kept) -> tuple[bool, bool, int]:
+        return one.host == host and one.sha256 is not None, one.sha256 is not None, one.synced_seq
 
     return max(kept, key=worth, default=None)
 
@@ -235,6 +247,12 @@ def _ensure(vm: UUID, host: str, type_: HostFileType) -> HostFile:
     _vm(vm)
     HostFile.insert(vm=vm, host=host, type=type_).on_conflict_ignore().execute()
     return HostFile.get(HostFile.vm == vm, HostFile.host == host, HostFile.type == type_)
+
+
+def _next_seq() -> int:
+    """Return the next place in the order of records."""
+    last = HostFile.select(fn.MAX(HostFile.synced_seq), fn.MAX(HostFile.dirty_seq)).scalar(as_tuple=True)
+    return 1 + max(0, *(one or 0 for one in last))
 
 
 def _update(row: HostFile, **values: Any) -> None:
@@ -261,6 +279,8 @@ def _kept(row: HostFile) -> Kept:
         synced_at=row.synced_at,
         dirty_since=row.dirty_since,
         reason=row.reason,
+        synced_seq=row.synced_seq,
+        dirty_seq=row.dirty_seq,
     )
 
 

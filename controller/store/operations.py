@@ -1,4 +1,4 @@
-"""Operations: queued per VM, claimed with a lease, always ended.
+"""Operations: queued per VM, claimed by an owner that is heard of again and again, always ended.
 
 States go ``queued`` → ``running`` → ``succeeded | failed | cancelled``, each step by compare-and-set, so an
 operation ends once whoever tries. One that can only be done while its VM is off may be *parked*: it is ``queued``
@@ -8,7 +8,7 @@ again, holds up no other operation of its VM, and is taken when the VM is record
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
@@ -26,7 +26,7 @@ from controller.store.paging import Slice, after_position, filtered, page_of
 #: In the memo of an operation that was parked: how often.
 TRIES = "tries"
 #: What seems to be parked for longer was parked before the clock was set back.
-_PARKED_MAX = timedelta(hours=1)
+_PARKED_MAX = timedelta(minutes=1)
 #: Their host is the caller's choice, or that of the files; all others are done where their VM is.
 _HOST_CHOSEN = frozenset({"vm-place", "snapshot-import", "snapshot-export"})
 _OPEN: tuple[wire.OperationState, ...] = ("queued", "running")
@@ -48,7 +48,8 @@ class Job:
     memo: dict[str, Any]
     cancel_requested: bool
     owner: str | None
-    lease_until: datetime | None
+    #: Grows whenever the owner is heard of. A count and no time: who reads it may have another clock, or a wrong one.
+    beat: int
 
 
 def enqueue(
@@ -123,7 +124,7 @@ def open_count(vm: UUID | None = None, host: str | None = None, *, but: UUID | N
     return int(query.count())
 
 
-def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
+def claim_next(owner: str, per_host_limit: int) -> Job | None:
     """Take the oldest queued operation that may run now, or None.
 
     It must be the first of its VM that has not ended, and its host must run fewer than ``per_host_limit``. A parked
@@ -143,7 +144,7 @@ def claim_next(owner: str, lease_s: float, per_host_limit: int) -> Job | None:
                 host = _host_now(row)
                 if host is None or running.get(host, 0) < per_host_limit:
                     Operation.update(host=host).where(Operation.uuid == row.uuid).execute()
-                    _take(row.uuid, owner, lease_s)
+                    _take(row.uuid, owner)
                     return job(row.uuid)
             if row.vm is not None:
                 busy_vms.add(row.vm)
@@ -180,25 +181,22 @@ def park(uuid: UUID, again_s: float) -> wire.Operation:
                 state="queued",
                 step=wire.WAITS_FOR_STOP,
                 owner=None,
-                lease_until=None,
                 memo={TRIES: int(row.memo.get(TRIES, 0)) + 1},
-                parked_until=_until(again_s),
+                parked_until=utc_now() + timedelta(seconds=again_s),
             ).where(Operation.uuid == uuid).execute()
         return get(uuid)
 
 
-def claim(uuid: UUID, owner: str, lease_s: float, *, dead: str | None = None) -> bool:
-    """Take one operation: queued, or running with a lease that ran out, or running for the owner ``dead``.
+def claim(uuid: UUID, owner: str, *, lost: tuple[str | None, int] | None = None) -> bool:
+    """Take one operation: queued, or running and nobody's or the owner's own, or running for one who is ``lost``.
 
-    ``dead`` is an owner known to be so (``owners.is_dead``); what another took from it meanwhile is not taken again.
+    ``lost`` are the owner and the beat of one that is known to be dead, or was not heard of for a lease: one that was
+    heard of since keeps it, and what another took from it meanwhile is not taken again.
     """
     with write():
         row = _row(uuid)
-        lapsed = row.lease_until is None or row.lease_until < utc_now()
-        if row.state == "queued" or (
-            row.state == "running" and (lapsed or row.owner == owner or (dead is not None and row.owner == dead))
-        ):
-            _take(uuid, owner, lease_s)
+        if row.state == "queued" or (row.state == "running" and (row.owner in {None, owner} or _held(row) == lost)):
+            _take(uuid, owner)
             return True
     return False
 
@@ -215,11 +213,17 @@ def as_owner(uuid: UUID, owner: str | None, act: Callable[P, T], *args: P.args, 
         return act(*args, **kwargs)
 
 
-def renew(owner: str, lease_s: float) -> int:
-    """Extend the lease of everything that this owner runs; return how many."""
+def renew(owner: str) -> int:
+    """Let it be seen that this owner is alive, at everything that it runs; return how many."""
     with write():
         mine = (Operation.owner == owner, Operation.state == "running")
-        return int(Operation.update(lease_until=_until(lease_s)).where(*mine).execute())
+        return int(Operation.update(beat=Operation.beat + 1).where(*mine).execute())
+
+
+def release(owner: str) -> None:
+    """Leave everything that this owner runs to whoever looks next."""
+    with write():
+        Operation.update(owner=None).where(Operation.owner == owner, Operation.state == "running").execute()
 
 
 def progress(
@@ -307,23 +311,20 @@ def _row(uuid: UUID) -> Operation:
     return row
 
 
-def _until(lease_s: float) -> datetime:
-    return utc_now() + timedelta(seconds=lease_s)
+def _take(uuid: UUID, owner: str) -> None:
+    taken = {"state": "running", "owner": owner, "beat": Operation.beat + 1, "parked_until": None}
+    Operation.update(**taken).where(Operation.uuid == uuid).execute()
 
 
-def _take(uuid: UUID, owner: str, lease_s: float) -> None:
-    Operation.update(state="running", owner=owner, lease_until=_until(lease_s), parked_until=None).where(
-        Operation.uuid == uuid
-    ).execute()
+def _held(row: Operation) -> tuple[str | None, int]:
+    return row.owner, row.beat
 
 
 def _end(row: Operation, state: wire.OperationState, result: dict[str, Any], error: Problem | None) -> None:
     changes: dict[str, Any] = {"state": state, "result": result, "error": error, "ended_at": utc_now()}
     if state == "succeeded":
         changes["step"] = "done"
-    Operation.update(owner=None, lease_until=None, parked_until=None, **changes).where(
-        Operation.uuid == row.uuid
-    ).execute()
+    Operation.update(owner=None, parked_until=None, **changes).where(Operation.uuid == row.uuid).execute()
     told = {"state": state, "code": None if error is None else error.code}
     _tell("operation.ended", row, **told)
 
@@ -345,7 +346,7 @@ def _job(row: Operation) -> Job:
         memo=row.memo,
         cancel_requested=row.cancel_requested,
         owner=row.owner,
-        lease_until=row.lease_until,
+        beat=row.beat,
     )
 
 

@@ -4,24 +4,28 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
+from agent.wire.base import Request
 from agent.wire.fleet import AddHost
 from agent.wire.operation import Operation
 from agent.wire.retention import SetRetention
 from controller.app import make_app
 from controller.config import Config
 from controller.events import Follower, Pace
-from controller.operations import backup_host_files, snapshot_delete
-from controller.store import backup_files, events, hosts, operations, retention, tokens
+from controller.operations import backup_host_files, place, snapshot_delete, sync
+from controller.store import backup_files, events, hosts, operations, retention, tokens, vms
 from tests.controller.fake_agent import TOKEN
-from tests.controller.world import HOST, World
+from tests.controller.travels import have_somewhere_to_go
+from tests.controller.world import HOST, OTHER, World
 
-OTHER, OWNER = "kvm2", UUID("11f4a9d0-6f5e-4f8e-9d5a-0a9b7c1d2e3f")
+OWNER = UUID("11f4a9d0-6f5e-4f8e-9d5a-0a9b7c1d2e3f")
 Act = Callable[[World], Awaitable[None]]
 
 
@@ -39,6 +43,8 @@ class Chore:
 
     act: Act
     prepare: Act = nothing
+    #: The points that it is there for, where others strike the rest.
+    only: str = ""
 
 
 def call(method: str, path: str, **body: Any) -> Act:
@@ -106,8 +112,16 @@ async def have_a_deletion_that_waits(one: World) -> None:
     one.vm.state = "running"
     wanted = snapshot_delete.Wanted(snapshot=(await one.tree())[0].uuid)
     queued = await one.submit("snapshot-delete", wanted)
-    while not (await one.db.run(operations.get, queued.uuid)).is_parked:
-        await asyncio.sleep(0.001)
+    await seen(one, lambda: operations.get(queued.uuid).is_parked)
+
+
+async def seen(one: World, is_so: Callable[[], bool]) -> None:
+    """Wait until the records show something. Raises Interrupted where the engine that brings it about has died."""
+    async with asyncio.timeout(20):
+        while not await one.db.run(is_so):
+            if one.has_died:
+                raise Interrupted
+            await asyncio.sleep(0.001)
 
 
 def _follower(one: World) -> Follower:
@@ -140,6 +154,58 @@ async def miss_the_host(one: World) -> None:
     one.agent.dead = False
 
 
+async def be_begun_elsewhere(one: World) -> None:
+    """Leave an operation that a controller of another machine has begun, which is not heard of any more."""
+    wanted = msgspec.to_builtins(sync.Wanted())
+    queued = await one.db.run(operations.enqueue, "vm-sync", one.vm.uuid, HOST, wanted)
+    assert await one.db.run(operations.claim, queued.uuid, "elsewhere")
+
+
+async def take_over(one: World) -> None:
+    """Wait until the engine has brought everything to its end."""
+    await seen(one, lambda: operations.open_count() == 0)
+
+
+async def hand_over(one: World) -> None:
+    """Stop the engine and begin with another one, as a restart of the service does."""
+    await one.engine.__aexit__(None, None, None)
+    one.engine = await one.new_engine().__aenter__()
+
+
+async def put_off(one: World) -> None:
+    """Have a deletion wait for its VM to stop, once it has begun."""
+    one.vm.state = "shut-off"
+    one.agent.refuse["PUT /v1/transactions/{id}"] = "domain-running"  # it was started in that moment
+    wanted = snapshot_delete.Wanted(snapshot=(await one.tree())[0].uuid)
+    queued = await one.submit("snapshot-delete", wanted)
+    await seen(one, lambda: operations.get(queued.uuid).is_parked)
+
+
+async def lose_the_host(one: World) -> None:
+    """Lose the VM's host when it was told to commit a snapshot; another one is there."""
+    await have_somewhere_to_go(one)
+
+    async def die(number: int, called: str) -> None:
+        if called.endswith("/commit"):
+            one.agent.faults[number] = "crash"
+
+    one.agent.on_call = die
+    ended = await one.create(name="second")
+    assert ended.error is not None
+    assert ended.error.code == "outcome-unknown"
+    one.agent.faults.clear()
+
+
+async def go_on_elsewhere(one: World) -> None:
+    """Place the VM on the other host, unless it is there, and settle: what it goes on with tells how it ended."""
+    one.agent.dead = True
+    await take_over(one)
+    works: list[tuple[str, Request]] = [("vm-place", place.Wanted(host=OTHER, force=True)), ("vm-sync", sync.Wanted())]
+    for kind, wanted in works[OTHER in await one.db.run(vms.defined_on, one.vm.uuid) :]:
+        queued = await one.engine.submit(kind, wanted, lambda: (one.vm.uuid, OTHER))
+        await seen(one, partial(lambda uuid: operations.get(uuid).ended_at is not None, queued.uuid))
+
+
 async def trim(one: World) -> None:
     await one.db.run(events.trim, 1)
 
@@ -155,9 +221,14 @@ CHORES: dict[str, Chore] = {
     "policy-remove": Chore(call("DELETE", "/v1/retention-policies/last"), have_a_policy),
     "backup-remove": Chore(call("DELETE", "/v1/backup-files/{backup}"), have_a_copy_of_another_owner),
     "vm-forget": Chore(call("DELETE", "/v1/vms/{vm}?disks=true"), undefine),
+    "dry-run": Chore(call("POST", "/v1/vms/{vm}/snapshots?dry_run=true", name="second"), only="plan_transaction"),
     "cancel": Chore(call("DELETE", "/v1/operations/{operation}"), have_a_deletion_that_waits),
     "look": Chore(look),
     "events": Chore(read_events, let_it_start_and_stop),
     "host-away": Chore(miss_the_host),
+    "take-over": Chore(take_over, be_begun_elsewhere, only="operations.claim$"),
+    "hand-over": Chore(hand_over),
+    "put-off": Chore(put_off, only="ending.parked"),
+    "lost-host": Chore(go_on_elsewhere, lose_the_host, only="as_defined"),
     "trim": Chore(trim),
 }

@@ -7,12 +7,13 @@ Faults are switched on by the number of a call, so that a test can take a record
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
+from agent.transactions.asked import is_same
 from agent.wire.event import HostEvents
 from agent.wire.host_file import HostFiles
 from agent.wire.plan import PlannedStep, planned
@@ -20,6 +21,8 @@ from agent.wire.problem import Problem
 from agent.wire.transaction import (
     ENDED,
     CloneRequest,
+    ExportRequest,
+    ImportRequest,
     PlaceRequest,
     RestoreRequest,
     RevertRequest,
@@ -35,12 +38,13 @@ from agent.wire.upkeep import (
     RemoveImages,
     RemoveLeftovers,
 )
-from tests.controller import fake_moves
+from tests.controller import fake_archives, fake_moves
 from tests.controller.fake_host import FakeHost
-from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
+from tests.controller.fake_machine import FakeVm, Refusal, Running, answer, digest, host_file
 
 TOKEN = "token-of-the-fake-agent"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Bringing = RevertRequest | CloneRequest | RestoreRequest | PlaceRequest | ImportRequest
 Fault = Literal["refuse", "drop-before", "drop-after", "crash", "twice"]
 
 
@@ -81,6 +85,7 @@ class FakeAgent(FakeHost):
                 web.post(f"{transaction}/commit", self._commit),
                 web.post(f"{transaction}/abort", self._post_abort),
                 web.post(f"{transaction}/renew", self._renew),
+                *fake_archives.ImageCalls(self).routes(),
             ]
         )
         return app
@@ -155,13 +160,13 @@ class FakeAgent(FakeHost):
         wanted = msgspec.json.decode(await request.read(), type=TransactionRequest)
         key = UUID(request.match_info["id"])
         if (known := self.transactions.get(key)) is not None:
-            if known.request != wanted:
+            if not is_same(known.request, wanted):
                 raise Refusal(409, "transaction-mismatch", id=str(key))
             if known.view.state == "aborted" and known.view.error is not None:
                 return problem(known.view.error)
             return answer(known.view)
-        if isinstance(wanted, PlaceRequest):
-            self.transactions[key] = fake_moves.prepare(self, wanted, self.begun(key, wanted))
+        if isinstance(wanted, PlaceRequest | ImportRequest | ExportRequest):  # of no domain that is there
+            self.transactions[key] = fake_moves.prepare_apart(self, wanted, self.begun(key, wanted))
             return answer(self.transactions[key].view)
         vm = self.find_vm(wanted.source if isinstance(wanted, CloneRequest) else wanted.vm)
         if request.query.get("dry_run") == "true":
@@ -190,7 +195,7 @@ class FakeAgent(FakeHost):
 
     async def _upload(self, request: web.Request) -> web.Response:
         running, data = self._transaction(request), await request.read()
-        assert isinstance(running.request, RevertRequest | CloneRequest | RestoreRequest | PlaceRequest)
+        assert isinstance(running.request, _Bringing)
         for ref in running.request.host_files:
             if ref.type == request.match_info["type"] and ref.sha256 == digest(data):
                 running.uploaded[ref.type] = data
@@ -271,11 +276,6 @@ async def _handled(handler: Handler, request: web.Request) -> web.StreamResponse
         return await handler(request)
     except Refusal as refusal:
         return problem(refusal.problem)
-
-
-def answer(body: Any) -> web.Response:
-    """Return a JSON answer."""
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 def content(data: bytes) -> web.Response:

@@ -19,6 +19,7 @@ from agent.wire.transaction import (
     DeleteRequest,
     DepartRequest,
     FrozenFile,
+    ImportRequest,
     PlaceRequest,
     RestoreRequest,
     RevertRequest,
@@ -287,7 +288,7 @@ class FakeHost:
             self._receive(self.vms[view.vm], running, running.request)
         elif isinstance(running.request, CloneRequest):
             self._make_clone(running, running.request)
-        elif isinstance(running.request, DepartRequest | PlaceRequest):
+        elif isinstance(running.request, DepartRequest | PlaceRequest | ImportRequest):
             fake_moves.switch(self, running)
         elif not isinstance(running.request, DeleteRequest):
             raise Refusal(501, "not-played")

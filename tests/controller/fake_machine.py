@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+import msgspec
+from aiohttp import web
+
 from agent.wire.base import utc_now
 from agent.wire.host_file import FORMATS, HostFile, HostFileType
 from agent.wire.problem import Problem
@@ -12,6 +15,8 @@ from agent.wire.transaction import (
     CloneRequest,
     DeleteRequest,
     DepartRequest,
+    ExportRequest,
+    ImportRequest,
     PlaceRequest,
     RestoreRequest,
     RevertRequest,
@@ -62,6 +67,7 @@ class Running:
     view: Transaction
     captured: dict[HostFileType, bytes] = field(default_factory=dict)
     uploaded: dict[HostFileType, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
 
 
 def digest(data: bytes) -> str:
@@ -69,7 +75,8 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart"]] = {
+Kind = Literal["snapshot", "revert", "delete", "clone", "restore", "place", "depart", "export", "import"]
+KINDS: dict[type, Kind] = {
     SnapshotRequest: "snapshot",
     RevertRequest: "revert",
     DeleteRequest: "delete",
@@ -77,7 +84,14 @@ KINDS: dict[type, Literal["snapshot", "revert", "delete", "clone", "restore", "p
     PlaceRequest: "place",
     DepartRequest: "depart",
     CloneRequest: "clone",
+    ExportRequest: "export",
+    ImportRequest: "import",
 }
+
+
+def answer(body: Any) -> web.Response:
+    """Return a JSON answer."""
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 def host_file(kind: HostFileType, data: bytes) -> HostFile:

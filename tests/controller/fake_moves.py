@@ -1,4 +1,4 @@
-"""A VM comes to a played host, or leaves it."""
+"""A VM comes to a played host, from another one or an archive, or leaves it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.wire.transaction import DepartRequest, PlaceRequest, RestoreRequest, Transaction
+from agent.wire.transaction import (
+    DepartRequest,
+    ExportRequest,
+    ImportRequest,
+    PlaceRequest,
+    RestoreRequest,
+    Transaction,
+)
+from tests.controller import fake_archives
 from tests.controller.fake_machine import FakeVm, Refusal, Running, digest, host_file
 
 if TYPE_CHECKING:
     from tests.controller.fake_host import FakeHost
+
+
+def prepare_apart(host: FakeHost, wanted: PlaceRequest | ImportRequest | ExportRequest, view: Transaction) -> Running:
+    """Begin what is about no domain of this host."""
+    return (
+        prepare(host, wanted, view) if isinstance(wanted, PlaceRequest) else fake_archives.prepare(host, wanted, view)
+    )
 
 
 def prepare(host: FakeHost, wanted: PlaceRequest | DepartRequest | RestoreRequest, view: Transaction) -> Running:
@@ -37,7 +52,9 @@ def prepare(host: FakeHost, wanted: PlaceRequest | DepartRequest | RestoreReques
 def switch(host: FakeHost, running: Running) -> None:
     """Carry a move out on this host."""
     wanted = running.request
-    if isinstance(wanted, DepartRequest):
+    if isinstance(wanted, ImportRequest):
+        fake_archives.switch(host, running, wanted)
+    elif isinstance(wanted, DepartRequest):
         vm = host.vms.pop(wanted.vm)
         vm.host_files = {kind: data for kind, data in vm.host_files.items() if kind in wanted.keep}
     elif isinstance(wanted, PlaceRequest):

@@ -77,23 +77,29 @@ class Stage:
     """One prepared state of host and records, begun from as often as wanted."""
 
     agent: FakeAgent
+    other: FakeAgent
+    other_url: str
     striker: Striker
     vm: FakeVm
     directory: Path
-    saved: dict[str, Any]
+    #: What the two hosts know; what they share is shared in it.
+    saved: tuple[dict[str, Any], dict[str, Any]]
     database: bytes
     runs: int = 0
 
     @asynccontextmanager
     async def world(self) -> AsyncIterator[World]:
         """Run a controller in the prepared state; the striker has heard of nothing yet."""
-        vars(self.agent).update(copy.deepcopy(self.saved))
+        for agent, saved in zip((self.agent, self.other), copy.deepcopy(self.saved), strict=True):
+            agent.on_call = None
+            vars(agent).update(saved)
         self.runs += 1
         path = self.directory / f"{self.runs}.db"
         path.write_bytes(self.database)
         self.striker.begin()
         vm = self.agent.vms.get(self.vm.uuid, self.vm)
-        async with opened(path, self.striker) as (db, hosts), World(db, self.agent, hosts, vm) as one:
+        other = self.other, self.other_url
+        async with opened(path, self.striker) as (db, hosts), World(db, self.agent, hosts, vm, other) as one:
             self.agent.calls.clear()
             self.striker.begin()
             yield one
@@ -104,15 +110,25 @@ class Stage:
 @asynccontextmanager
 async def staged(directory: Path, prepare: Callable[[World], Any]) -> AsyncIterator[Stage]:
     """Bring a VM and its records to a state, and keep it."""
-    agent, striker = FakeAgent(), Striker()
-    striker.sleeps = agent.expire_leases
+    agent, other, striker = FakeAgent(), FakeAgent(), Striker()
+    other.files = agent.files
     vm = agent.add_vm()
+
+    def sleeps() -> None:
+        for one in (agent, other):
+            one.expire_leases()
+
+    striker.sleeps = sleeps
     path = directory / "prepared.db"
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(served(agent))
+        url, other_url = [await stack.enter_async_context(served(one)) for one in (agent, other)]
         async with opened(path) as (db, hosts):
             await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
-            async with World(db, agent, hosts, vm) as one:
+            async with World(db, agent, hosts, vm, (other, other_url)) as one:
                 await prepare(one)
-        saved = {key: value for key, value in vars(agent).items() if key not in {"changed", "on_call"}}
-        yield Stage(agent, striker, vm, directory, copy.deepcopy(saved), path.read_bytes())
+        saved = _known_to(agent), _known_to(other)
+        yield Stage(agent, other, other_url, striker, vm, directory, copy.deepcopy(saved), path.read_bytes())
+
+
+def _known_to(agent: FakeAgent) -> dict[str, Any]:
+    return {key: value for key, value in vars(agent).items() if key not in {"changed", "on_call"}}

@@ -50,7 +50,14 @@ async def test_migrations_together_make_what_the_models_describe(tmp_path: Path)
 
 async def test_a_migration_is_applied_once(tmp_path: Path) -> None:
     db = Database(url(tmp_path / "c.db"))
-    assert await db.open() == ["0001_records", "0002_hidden_bases", "0003_clones", "0004_retention", "0008_identity"]
+    assert await db.open() == [
+        "0001_records",
+        "0002_hidden_bases",
+        "0003_clones",
+        "0004_retention",
+        "0008_identity",
+        "0009_counts",
+    ]
     await db.close()
     db = Database(url(tmp_path / "c.db"))
     assert await db.open() == []

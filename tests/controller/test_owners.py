@@ -41,3 +41,34 @@ def test_of_another_machine_boot_or_version_nothing_is_known() -> None:
     assert not owners.is_dead(ELSEWHERE)
     assert not owners.is_dead("0123456789abcdef")
     assert not owners.is_dead("")
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_who_shows_the_same_for_a_lease_is_silent_and_who_shows_news_is_not() -> None:
+    clock = Clock()
+    silence = owners.Silence(15, clock)
+    assert not silence.is_over("job", ("a", 1))
+    clock.now_s += 14
+    assert not silence.is_over("job", ("a", 1))
+    assert not silence.is_over("other", ("a", 1))
+    clock.now_s += 1
+    assert silence.is_over("job", ("a", 1))
+    assert not silence.is_over("job", ("a", 2))  # heard of, if late
+    clock.now_s += 15
+    assert silence.is_over("job", ("a", 2))
+    assert not silence.is_over("job", ("b", 2))  # somebody else has it now
+
+
+def test_what_is_forgotten_begins_a_lease_of_its_own_when_it_is_seen_again() -> None:
+    clock = Clock()
+    silence = owners.Silence(15, clock)
+    silence.is_over("job", 1)
+    silence.forget_others(["another"])
+    clock.now_s += 60
+    assert not silence.is_over("job", 1)

@@ -1,5 +1,6 @@
 """The planner of retention: by example, and what holds for whatever snapshots and policies there are."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from agent.wire.retention import RetentionPolicy
 from agent.wire.snapshot import Snapshot
-from controller.retention import Verdict, covers, plan
+from controller.retention import Verdict, covers
+from controller.retention import plan as plan_at
 
 T0 = datetime(2026, 11, 2, 9, 30, tzinfo=UTC)  # a Monday
+NOW = datetime(2199, 1, 1, tzinfo=UTC)
 VMS = [UUID(int=1), UUID(int=2)]
 NOTHING: dict[str, Any] = dict.fromkeys(("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly"), 0)
 
@@ -24,6 +27,16 @@ def snapshot(number: int, created_at: datetime, **changes: Any) -> Snapshot:
 
 def policy(name: str = "p", **changes: Any) -> RetentionPolicy:
     return msgspec.structs.replace(RetentionPolicy.example(), **NOTHING | {"name": name, "vm": VMS[0], **changes})
+
+
+def plan(
+    found: list[Snapshot],
+    policies: list[RetentionPolicy],
+    going: Collection[UUID] = frozenset(),
+    *,
+    now: datetime = NOW,
+) -> list[Verdict]:
+    return plan_at(found, policies, going, now=now)
 
 
 def kept(verdicts: list[Verdict]) -> list[str]:
@@ -169,3 +182,27 @@ def test_another_policy_never_lets_go_what_one_alone_would_keep_by_a_rule(
     alone = {one.snapshot.uuid for one in plan(found, policies) if one.keep and one.policies}
     together = {one.snapshot.uuid for one in plan(found, [*policies, *more]) if one.keep}
     assert alone <= together
+
+
+def test_a_clock_that_is_years_ahead_lets_nothing_go_that_stays_today() -> None:
+    found = every(6, 60)
+    policies = [policy(keep_last=2, keep_daily=3, keep_weekly=3)]
+    today, ahead = (plan(found, policies, now=T0 + timedelta(days=days)) for days in (16, 16 + 3650))
+    assert kept(today) == kept(ahead)
+
+
+def test_while_a_snapshot_is_dated_later_than_now_nothing_of_its_vm_goes() -> None:
+    """The clock was ahead and was put right, or it is behind now: what is newest cannot be told from the dates."""
+    found = [*every(24, 9), snapshot(99, T0 + timedelta(days=3650)), snapshot(50, T0, vm=VMS[1])]
+    found += [snapshot(51, T0 + timedelta(days=1), vm=VMS[1])]
+    policies = [policy(keep_last=1), policy("q", keep_last=1, vm=VMS[1])]
+    verdicts = {one.snapshot.name: one for one in plan(found, policies, now=T0 + timedelta(days=10))}
+    assert {name for name, one in verdicts.items() if not one.keep} == {"s50"}  # of the other VM
+    assert "snapshot s99 is dated 2036-10-30 09:30 UTC" in verdicts["s3"].reason
+    without = [one for one in found if one.name != "s99"]
+    assert kept(plan(without, policies, now=T0 + timedelta(days=10))) == ["s8", "s51"]
+
+
+def test_a_clock_that_is_corrected_by_seconds_stops_nothing() -> None:
+    found = every(24, 9)
+    assert kept(plan(found, [policy(keep_last=1)], now=found[-1].created_at - timedelta(seconds=30))) == ["s8"]

@@ -24,28 +24,42 @@ from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
 from controller.store import bases, invariants, operations, snapshots, vms
+from controller.store import hosts as hosts_store
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.fake_machine import FakeVm
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-HOST = "kvm1"
+HOST, OTHER = "kvm1", "kvm2"
 HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.2, poll_s=0.001)
 #: For where the agent lives: however busy this machine is, it answers in the end.
 PATIENT = replace(HASTY, tries=100, outcome_deadline_s=20)
 
 
 class World:
-    """One agent, one database, one engine. Use ``world()``."""
+    """One agent, one database, one engine. Use ``world()``.
 
-    def __init__(self, db: Database, agent: FakeAgent, hosts: Hosts, vm: FakeVm) -> None:
+    ``other`` is a second host on the same storage, at ``other_url``, which is enrolled where it is needed.
+    """
+
+    def __init__(
+        self, db: Database, agent: FakeAgent, hosts: Hosts, vm: FakeVm, other: tuple[FakeAgent, str] | None = None
+    ) -> None:
         self.db, self.agent, self.hosts, self.vm = db, agent, hosts, vm
+        self.other, self.other_url = other or (FakeAgent(), "")
         self.engine = self.new_engine()
 
     def new_engine(self, **limits: Any) -> Engine:
         """Return another engine on the same database."""
-        limits = {"record_retry_s": 0.001, "owner_lease_s": 0.3, "parked_s": 0.001, "patience": HASTY, **limits}
+        limits = {
+            "record_retry_s": 0.001,
+            "owner_lease_s": 0.3,
+            "parked_s": 0.001,
+            "stream_s": 0.05,
+            "patience": HASTY,
+            **limits,
+        }
         return Engine(self.db, self.hosts, KINDS, Limits(**limits))
 
     async def __aenter__(self) -> Self:
@@ -100,6 +114,15 @@ class World:
         """Return the VM's snapshots."""
         return await self.db.run(snapshots.tree, self.vm.uuid)
 
+    async def named(self, name: str) -> UUID:
+        """Return the snapshot of a name."""
+        return next(item.uuid for item in await self.tree() if item.name == name)
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the engine does nothing any more."""
+        return self.engine._loop is None or self.engine._loop.done()
+
     async def lie_down(self) -> None:
         """Let the engine die as by kill -9: nothing is cleaned up."""
         dead = self.engine
@@ -109,22 +132,29 @@ class World:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def kill(self) -> None:
-        """Let the engine die. Its leases then run out at once."""
+        """Let the engine die, and what it ran be taken over at once."""
         await self.lie_down()
-        await self.db.run(operations.renew, self.engine.owner, 0.0)
+        await self.db.run(operations.release, self.engine.owner)
 
     async def restart(self, **limits: Any) -> None:
         """Kill the engine and begin with a new one on the same database."""
         await self.kill()
         self.engine = await self.new_engine(**limits).__aenter__()
 
+    async def look(self) -> None:
+        """Look at the hosts, as the followers do."""
+        for name in await self.db.run(hosts_store.names):
+            found = await self.hosts.client(name).vms()
+            await self.db.run(vms.record_inventory, name, found, utc_now())
+
     async def mend(self) -> None:
         """End all faults and let what is left over be settled."""
-        self.agent.faults.clear()
-        self.agent.refuse.clear()
-        self.agent.on_call = None
-        self.agent.dead, self.agent.linger = False, 0
-        self.agent.expire_leases()
+        for agent in (self.agent, self.other):
+            agent.faults.clear()
+            agent.refuse.clear()
+            agent.on_call = None
+            agent.dead, agent.linger = False, 0
+            agent.expire_leases()
         if await self.db.run(invariants.unsettled):
             operation = await self.sync()
             assert operation.state == "succeeded", operation.error
@@ -134,17 +164,19 @@ class World:
         assert await self.db.run(invariants.orphans) == []
         assert await self.db.run(invariants.unsettled) == []
         assert await self.db.run(invariants.idle_bases) == []
-        assert all(one.view.state in {"committed", "aborted"} for one in self.agent.transactions.values())
+        transactions = [*self.agent.transactions.values(), *self.other.transactions.values()]
+        assert all(one.view.state in {"committed", "aborted"} for one in transactions)
         on_host = {path: file.backing for path, file in self.agent.files.items()}
         frozen: dict[str, str | None] = {}
-        for vm in self.agent.vms.values():
+        defined = [*self.agent.vms.values(), *self.other.vms.values()]
+        for vm in defined:
             frozen |= await self._frozen(vm, on_host)
         hidden = await self.hidden()
         assert {path: self.agent.fingerprint(path) for path in hidden} == {
             one.path: one.fingerprint for one in hidden.values()
         }
         frozen |= {path: row.backing for path, row in hidden.items()}
-        tops = {top for vm in self.agent.vms.values() for top in vm.tops.values()}
+        tops = {top for vm in defined for top in vm.tops.values()}
         assert {path: backing for path, backing in on_host.items() if path not in tops} == frozen
 
     async def hidden(self) -> dict[str, VolumeSnapshot]:

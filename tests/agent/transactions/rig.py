@@ -93,6 +93,7 @@ class PlayedHypervisor:
         self._check("undefine")
         for suffix in (".xml", ".flags"):
             self._path(uuid, must_exist=False).with_suffix(suffix).unlink(missing_ok=True)
+        self._check("undefine, and say so")
 
     async def has_secret(self, uuid: UUID) -> bool:
         self._check("has_secret")

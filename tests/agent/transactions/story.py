@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from agent.errors import HypervisorRefused
+from agent.errors import HypervisorRefused, StorageFailed
 from agent.transactions.manager import Manager
 from agent.transactions.transfers import Transfers
 from agent.web.errors import Error
@@ -171,17 +171,20 @@ async def depart(manager: Manager, **changes: object) -> Transaction:
 class Executioner:
     """A checkpoint that lists the points it hears of, and kills its own process at the chosen one.
 
-    ``at`` is a position in the list, or a name.
+    ``at`` is a position in the list, or a name. What is to happen at ``fails`` does not, with an input/output error.
     """
 
     def __init__(self, at: int | str | None = None) -> None:
         self.at = at
+        self.fails: str | None = None
         self.points: list[str] = []
 
     def __call__(self, name: str) -> None:
         self.points.append(name)
         if self.at in (name, len(self.points) - 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == self.fails:
+            raise StorageFailed(action=name, path="/images", reason="the test says so")
 
 
 def export_request(taken: Transaction, **changes: object) -> ExportRequest:
@@ -274,16 +277,24 @@ def victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[Host
     asyncio.run(run(Rig(root).manager(Executioner(at)), kind, request, host_files))
 
 
+#: The last step of a kind of transaction, which libvirt refuses; all others end with a definition.
+REFUSED = {"depart": "undefine, and say so"}
+#: The step of a deletion that fails once frozen files were set aside.
+BROKEN = {"delete-mixed": "before commit vdb"}
+
+
 def failing_victim(root: Path, kind: str, at: int, request: bytes, host_files: dict[HostFileType, bytes]) -> None:
-    """Run one transaction whose definition libvirt refuses, and die at point ``at`` of taking it back."""
+    """Run one transaction whose last step fails, and die at point ``at`` of taking it back."""
     asyncio.run(fail(Rig(root), Executioner(at), kind, request, host_files))
 
 
 async def fail(
     rig: Rig, checkpoint: Executioner, kind: str, request: bytes, host_files: dict[HostFileType, bytes]
 ) -> None:
-    """Run one transaction whose definition libvirt refuses."""
-    rig.hypervisor.failing.add("define")
+    """Run one transaction whose last step fails."""
+    checkpoint.fails = BROKEN.get(kind)
+    if kind not in BROKEN:
+        rig.hypervisor.failing.add(REFUSED.get(kind, "define"))
     rig.hypervisor.error = lambda: HypervisorRefused(call="define", reason="the test says so")
     with contextlib.suppress(Error):
         await run(rig.manager(checkpoint), kind, request, host_files)

@@ -188,21 +188,49 @@ async def test_agent_killed_while_it_takes_a_commit_back_leaves_the_old_state(
     tmp_path: Path, processes: ForkServerContext, kind: str, visit: Visit
 ) -> None:
     rig, prepared = await build(tmp_path / "unharmed", kind)
-    executioner = story.Executioner()
-    await story.fail(rig, executioner, kind, *prepared)
-    begun = executioner.points.index("before journal rollback")
     moment = Moment(*await build(tmp_path / "killed", kind))
-    for number, name in list(enumerate(executioner.points))[begun:]:
+    for number, name in await taken_back(rig, kind, prepared, "before journal rollback"):
         moment.again()
-        process = processes.Process(target=story.failing_victim, args=(moment.rig.root, kind, number, *moment.prepared))
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, name
+        assert fail_and_kill_at(processes, moment.rig.root, kind, number, moment.prepared) == -signal.SIGKILL, name
         await settle(moment.rig)
         check(moment.rig, kind, name, moment.old, moment.before)
         if name != "before journal rollback":  # until that record the commit stands, and libvirt takes it by then
             assert moment.rig.contents() == moment.old, name
             assert moment.rig.files() == moment.before, name
+        visit(name)
+
+
+async def taken_back(rig: Rig, kind: str, prepared: Prepared, since: str) -> list[tuple[int, str]]:
+    """Let a transaction fail at its last step, and return its points, numbered, from ``since`` on."""
+    executioner = story.Executioner()
+    await story.fail(rig, executioner, kind, *prepared)
+    return list(enumerate(executioner.points))[executioner.points.index(since) :]
+
+
+def fail_and_kill_at(processes: ForkServerContext, root: Path, kind: str, point: int, prepared: Prepared) -> int | None:
+    process = processes.Process(target=story.failing_victim, args=(root, kind, point, *prepared))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.case("F1")
+@pytest.mark.case("D2")
+async def test_agent_killed_while_it_puts_frozen_files_back_deletes_them_all_the_next_time(
+    tmp_path: Path, processes: ForkServerContext, visit: Visit
+) -> None:
+    rig, prepared = await build(tmp_path / "unharmed", "delete-mixed")
+    points = await taken_back(rig, "delete-mixed", prepared, "before commit vdb")
+    moment = Moment(*await build(tmp_path / "killed", "delete-mixed"))
+    for number, name in points:
+        moment.again()
+        killed = fail_and_kill_at(processes, moment.rig.root, "delete-mixed", number, moment.prepared)
+        assert killed == -signal.SIGKILL, name
+        await settle(moment.rig)
+        check(moment.rig, "delete-mixed", name, moment.old, moment.before)
+        # What was told as failed leaves both frozen files; until then the commit stands, and this time it can be done.
+        told = name in {"after journal ended", "before drop-guard", "after drop-guard"}
+        assert (moment.rig.files() >= moment.before) is told, name
         visit(name)
 
 

@@ -25,7 +25,7 @@ from agent.wire.host_file import HostFileType
 from agent.wire.transaction import DepartRequest, FirmwareFile, FrozenVolume, PlaceRequest
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
-from tests.agent.transactions.test_kill import kill_at, processes
+from tests.agent.transactions.test_kill import Moment, fail_and_kill_at, kill_at, processes, taken_back
 from tests.visits import Visit
 
 __all__ = ["processes"]  # a fixture
@@ -223,3 +223,19 @@ async def test_agent_killed_at_every_point_of_a_move_leaves_all_of_the_domain_or
         visit(point)
     visit(f"transaction {kind}")
     assert ends == {True, False}
+
+
+@pytest.mark.case("F1")
+async def test_agent_killed_while_it_takes_a_departure_back_leaves_the_domain_as_it_was(
+    tmp_path: Path, processes: ForkServerContext, visit: Visit
+) -> None:
+    """libvirt had undefined it, and told an error all the same."""
+    points = await taken_back(Rig(tmp_path / "unharmed").build(), "depart", (b"", {}), "after journal rollback")
+    moment = Moment(Rig(tmp_path / "killed").build(), (b"", {}))
+    rig = moment.rig
+    for number, point in points:
+        moment.again()
+        assert fail_and_kill_at(processes, rig.root, "depart", number, moment.prepared) == -signal.SIGKILL, point
+        await rig.manager().recover()
+        assert (rig.files(), rig.contents(), rig.guards.all()) == (moment.before, moment.old, {}), point
+        visit(point)

@@ -21,6 +21,7 @@ from controller.doctor import examine
 from controller.doctor import look as doctor_look
 from controller.models import BackupFile, Content, Snapshot, VolumeSnapshot
 from controller.operations import repair
+from controller.operations.ending import Ending
 from controller.store import backup_files, contents, groups, host_files, hosts, invariants, operations, snapshots, vms
 from tests.controller.factories import held
 from tests.controller.fake_agent import TOKEN
@@ -221,7 +222,11 @@ async def test_an_administrators_own_overlay_a_moved_disk_and_a_frozen_file_in_u
 
 async def test_snapshots_that_nobody_works_on_any_more_are_settled_by_asking_the_host(one: World) -> None:
     snapshot = await one.snapshot()
+    promised = Ending(kind="revert", transaction=uuid4(), snapshot=snapshot).promised()
+    memo = msgspec.to_builtins(promised)
+    work = await one.db.run(operations.enqueue, "snapshot-revert", one.vm.uuid, HOST, {}, memo=memo)
     await one.db.run(groups.begin, snapshot, "reverting")
+    await one.db.run(operations.finish, work.uuid, "failed", error=Problem.example())
     assert await codes(one) == ["snapshot-held-up"]
     (done,) = await repaired(one)
     assert done.done
@@ -290,7 +295,7 @@ async def test_a_vm_at_work_is_not_judged(one: World) -> None:
     one.agent.files[(await one.tree())[0].volumes[0].path].version += 1
     assert await codes(one) == ["frozen-file-altered"]
     work = await one.db.run(operations.enqueue, "held", one.vm.uuid, HOST, {})
-    await one.db.run(operations.claim, work.uuid, "somebody", 60)
+    await one.db.run(operations.claim, work.uuid, "somebody")
     assert await codes(one) == []
     await one.db.run(operations.finish, work.uuid, "succeeded")
 
@@ -342,3 +347,11 @@ async def test_a_disk_that_is_a_file_kept_out_of_sight_is_named(one: World) -> N
     await one.sync()
     (found,) = [finding for finding in await look(one) if finding.code == "frozen-file-in-use"]
     assert "None" not in found.what + found.repair
+
+
+async def test_a_snapshot_that_is_dated_later_than_now_is_named(one: World) -> None:
+    uuid = await one.snapshot(name="of another year")
+    later = utc_now() + timedelta(days=365)
+    await one.db.run(lambda: Snapshot.update(created_at=later).where(Snapshot.uuid == uuid).execute())
+    (found,) = await examine.examine(one.db, one.hosts)
+    assert (found.code, found.snapshot, found.safe) == ("snapshot-dated-ahead", uuid, False)

@@ -2,10 +2,10 @@
 
 import asyncio
 from functools import partial
+from uuid import UUID
 
 import pytest
 
-from agent.wire.base import utc_now
 from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
 from controller.operations import snapshot_create, sync
@@ -29,6 +29,11 @@ class Gate:
         if call == self.call and not self.reached.is_set():
             self.reached.set()
             await self.opened.wait()
+
+
+async def held(one: World, uuid: UUID) -> tuple[str | None, int]:
+    row = await one.db.run(operations.job, uuid)
+    return row.owner, row.beat
 
 
 @pytest.mark.case("S14")
@@ -135,25 +140,38 @@ async def test_an_engine_that_was_not_heard_of_lets_go_of_what_another_has_taken
     gate = Gate(one, PUT)
     first = await one.submit("snapshot-create", snapshot_create.Wanted())
     await gate.reached.wait()
-    await one.db.run(operations.claim, first.uuid, "another", 60.0, dead=one.engine.owner)
+    await one.db.run(operations.claim, first.uuid, "another", lost=await held(one, first.uuid))
     one.engine.nudge()
     while one.engine._jobs:
         await asyncio.sleep(0)
     assert (await one.db.run(operations.job, first.uuid)).owner == "another"
     gate.opened.set()
-    await one.db.run(operations.renew, "another", 0.0)
+    await one.db.run(operations.release, "another")
     one.engine.nudge()
     assert (await one.ended(first.uuid)).state == "succeeded"
+
+
+async def test_what_an_engine_elsewhere_ran_is_taken_over_once_that_is_silent_for_a_lease(one: World) -> None:
+    """Of a process on another machine only its silence tells; no clock of it or ours is compared."""
+    await one.kill()
+    queued = await one.submit("vm-sync", sync.Wanted())
+    await one.db.run(operations.claim, queued.uuid, "elsewhere")
+    async with one.new_engine(owner_lease_s=0.3) as other:
+        for _ in range(6):  # it is heard of for longer than a lease
+            await asyncio.sleep(0.1)
+            assert await one.db.run(operations.renew, "elsewhere") == 1
+        assert (await held(one, queued.uuid))[0] == "elsewhere"
+        assert (await other.wait(queued.uuid, 20)).state == "succeeded"
+    one.engine = await one.new_engine().__aenter__()
 
 
 async def test_what_a_dead_process_ran_is_resumed_before_its_lease_has_run_out(one: World) -> None:
     gate = Gate(one, PUT)
     first = await one.submit("snapshot-create", snapshot_create.Wanted())
     await gate.reached.wait()
-    killed = one.engine.owner
     await one.kill()
     world, pid, _, token = owners.new().rsplit("/", 3)  # a process that had our number before us
-    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}", 3600.0, dead=killed)
+    await one.db.run(operations.claim, first.uuid, f"{world}/{pid}/1/{token}")
     gate.opened.set()
     async with one.new_engine() as other:
         assert (await other.wait(first.uuid, 20)).state == "succeeded"
@@ -173,7 +191,7 @@ async def test_an_engine_that_slept_past_its_lease_takes_nothing_back_and_tells_
     await asleep.reached.wait()
     sleeper = one.engine
     sleeper._drop_lost = partial(asyncio.sleep, 0)  # type: ignore[method-assign]  # it does not learn of it in time
-    await one.db.run(operations.renew, sleeper.owner, 0.0)
+    await one.db.run(operations.release, sleeper.owner)
     async with one.new_engine() as other:
         await over.reached.wait()  # the host has committed, and the other engine does not know it yet
         asleep.opened.set()  # what the sleeper asks for is there no more
@@ -213,8 +231,7 @@ async def test_a_stopped_engine_hands_its_work_to_the_next_at_once(one: World) -
     await one.engine.__aexit__(None, None, None)
     row = await one.db.run(operations.job, first.uuid)
     assert row.operation.state == "running"
-    assert row.lease_until is not None
-    assert row.lease_until <= utc_now()
+    assert row.owner is None
     one.engine = await one.new_engine().__aenter__()
     assert (await one.ended(first.uuid)).state == "succeeded"
 

@@ -5,7 +5,8 @@ The points are those that a good run passes, not a list kept by hand: one that i
 """
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,8 @@ class Share:
         """Take each name once. What the engine commits for any operation is left to one scenario."""
         if self.of == 1:
             return points
+        if only := SCENARIOS[name].only:
+            return [one for one in points if one.endswith(" #1") and re.search(only, one)]
         return [one for one in points if one.endswith(" #1") and (name == COMMON or not _is_the_engines(one))]
 
 
@@ -51,12 +54,15 @@ def _is_the_engines(point: str) -> bool:
     return point.partition(" database ")[2].startswith(("store.operations.", "operations.engine."))
 
 
-pytestmark = [
-    pytest.mark.parametrize("name", SCENARIOS),
-    pytest.mark.parametrize(
-        "share", [pytest.param(Share(9), id="some"), pytest.param(Share(1), id="all", marks=pytest.mark.slow)]
-    ),
-]
+def each_of(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Run for a share of what these scenarios have, and in ``make test-slow`` for all that any has."""
+    some = [pytest.param(name, Share(9), id=f"{name}-some") for name in names]
+    whole = [pytest.param(name, Share(1), id=f"{name}-all", marks=pytest.mark.slow) for name in SCENARIOS]
+    return pytest.mark.parametrize(("name", "share"), [*some, *whole])
+
+
+each_scenario = each_of(SCENARIOS)
+each_broad_scenario = each_of(name for name, scenario in SCENARIOS.items() if scenario.only is None)
 
 
 async def good_run(stage: Stage, scenario: Scenario) -> tuple[list[str], int]:
@@ -146,6 +152,7 @@ async def dies(one: World, scenario: Scenario, stage: Stage) -> None:
 
 
 @pytest.mark.case("F2")
+@each_scenario
 async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: str, share: Share, visit: Visit) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
@@ -154,7 +161,7 @@ async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: s
                 stage.striker.begin(point, "kill")
                 operation = await is_resumed(one, scenario, stage)
                 # The agent lived on, so that it could be done.
-                assert operation is None or operation.state == scenario.ends, (point, operation)
+                assert operation is None or scenario.is_end(operation), (point, operation)
             visit(point.rpartition(" #")[0])
     visit(f"operation {scenario.kind}")
 
@@ -163,12 +170,14 @@ async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: s
 @pytest.mark.case("S4")
 @pytest.mark.case("S6")
 @pytest.mark.case("F4")
+@each_broad_scenario
 async def test_any_point_may_fail_and_tells_nothing_secret(tmp_path: Path, name: str, share: Share) -> None:
     """Among these are the requests that are lost, and the answers."""
     await struck_everywhere(tmp_path, name, share, "fail")
 
 
 @pytest.mark.case("F4")
+@each_broad_scenario
 async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: str, share: Share) -> None:
     await struck_everywhere(tmp_path, name, share, "sleep")
 
@@ -186,12 +195,13 @@ async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Str
 def while_leased(points: list[str]) -> list[str]:
     """Return the points at which a lease can run out."""
     begun = [number for number, point in enumerate(points) if "put_transaction" in point]
-    ended = [number for number, point in enumerate(points) if "message commit" in point]
+    ended = [number for number, point in enumerate(points) if "message commit" in point or "message abort" in point]
     return points[begun[0] : ended[-1] + 1] if begun else []
 
 
 @pytest.mark.case("F4")
 @pytest.mark.parametrize("fault", FAULTS)
+@each_broad_scenario
 async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
     tmp_path: Path, name: str, fault: Fault, share: Share
 ) -> None:
@@ -205,6 +215,7 @@ async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
 
 
 @pytest.mark.case("F3")
+@each_broad_scenario
 async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, name: str, share: Share) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
@@ -223,6 +234,7 @@ async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, 
 
 
 @pytest.mark.case("F2")
+@each_broad_scenario
 async def test_what_a_dead_controller_began_is_taken_back_by_one_that_does_not_reach_the_host(
     tmp_path: Path, name: str, share: Share
 ) -> None:

@@ -10,8 +10,8 @@ from agent.wire.base import Request, utc_now
 from agent.wire.operation import Operation
 from controller.operations import clone, revert, snapshot_create, snapshot_delete
 from controller.store import clones, vms
-from tests.controller.operations.test_place import OTHER, Two, code, two
-from tests.controller.world import HOST
+from tests.controller.operations.test_place import Two, code, two
+from tests.controller.world import HOST, OTHER
 
 COMMIT = "POST /v1/transactions/{id}/commit"
 

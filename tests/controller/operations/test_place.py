@@ -1,6 +1,5 @@
 """Moving a VM between two hosts, each of them played, with everything that can come between."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,16 +16,11 @@ from controller.events import Follower, Pace
 from controller.operations import place
 from controller.store import backup_files, events, host_files, operations, snapshots, vms
 from tests.controller.fake_agent import TOKEN, FakeAgent, Fault
-from tests.controller.world import HOST, World, world
-from tests.visits import Visit
-
-OTHER = "kvm2"
+from tests.controller.world import HOST, OTHER, World, world
 
 
 class Two(World):
     """A world with a second host on the same storage."""
-
-    other: FakeAgent
 
     async def place(self, host: str = OTHER, **wanted: Any) -> Operation:
         """Move the VM."""
@@ -52,12 +46,6 @@ class Two(World):
         """Name the hosts that define the VM now."""
         agents = {HOST: self.agent, OTHER: self.other}
         return [name for name, agent in agents.items() if self.vm.uuid in agent.vms]
-
-    async def look(self) -> None:
-        """Do as the followers do."""
-        for name in (HOST, OTHER):
-            found = await self.hosts.client(name).vms()
-            await self.db.run(vms.record_inventory, name, found, utc_now())
 
 
 @asynccontextmanager
@@ -200,30 +188,3 @@ async def test_a_move_broken_at_any_message_leaves_one_definition_or_two_and_can
             assert (done.state, one.places) == ("succeeded", [OTHER]), (where, number, done.error)
             assert one.other.vms[one.vm.uuid].host_files == before
             assert await one.db.run(operations.open_count) == 0
-
-
-@pytest.mark.case("F2")
-async def test_a_controller_that_dies_at_any_message_of_a_move_ends_it(tmp_path: Path, visit: Visit) -> None:
-    async with two(tmp_path / "good") as one:
-        assert (await one.place()).state == "succeeded"
-        calls = [("source", number) for number in range(len(one.agent.calls))]
-        calls += [("target", number) for number in range(len(one.other.calls))]
-    for where, number in calls:
-        async with two(tmp_path / f"{where}-{number}") as one:
-            met = asyncio.Event()
-
-            async def meet(at: int, _: str, number: int = number, met: asyncio.Event = met) -> None:
-                if at == number and not met.is_set():
-                    met.set()
-                    await asyncio.sleep(0.02)  # the controller dies while the host is at work
-
-            (one.agent if where == "source" else one.other).on_call = meet
-            moving = await one.submit_place()
-            await asyncio.wait([asyncio.ensure_future(met.wait())], timeout=5)
-            await one.restart()
-            await one.ended(moving)
-            await one.healed()
-            assert one.places, (where, number)
-            done = await one.place()
-            assert (done.state, one.places) == ("succeeded", [OTHER]), (where, number, done.error)
-    visit("operation vm-place")

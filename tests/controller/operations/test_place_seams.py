@@ -17,8 +17,8 @@ from controller.operations import place, restore_host_files, snapshot_create, sn
 from controller.operations.job import Job
 from controller.store import host_files, operations, snapshots, vms, volumes
 from tests.controller.fake_machine import FakeFile
-from tests.controller.operations.test_place import OTHER, Two, code, two
-from tests.controller.world import HASTY, HOST
+from tests.controller.operations.test_place import Two, code, two
+from tests.controller.world import HASTY, HOST, OTHER
 
 
 @pytest.fixture

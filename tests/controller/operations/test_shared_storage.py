@@ -19,8 +19,8 @@ from controller.forgetting import remove_disks
 from controller.operations import place, snapshot_create
 from controller.store import bases, snapshots, vms
 from tests.controller.fake_machine import FakeFile, FakeVm
-from tests.controller.operations.test_place import OTHER, Two, two
-from tests.controller.world import HOST
+from tests.controller.operations.test_place import Two, two
+from tests.controller.world import HOST, OTHER
 
 HOUR = timedelta(hours=1)
 Hide = Callable[[Two, FakeVm], Awaitable[None]]

@@ -118,7 +118,7 @@ async def test_everything_is_verified_vm_by_vm_with_one_result(one: World) -> No
 async def test_cancelling_the_whole_cancels_what_waits(one: World) -> None:
     await one.snapshot()
     held = await one.db.run(operations.enqueue, "held", one.vm.uuid, None, {})
-    await one.db.run(operations.claim, held.uuid, "somebody", 60)
+    await one.db.run(operations.claim, held.uuid, "somebody")
     operation = await one.engine.submit("fleet-verify", verify_all.Wanted(), lambda: (None, None))
     while not (waiting := (await one.db.run(operations.page, 10, kind="snapshot-verify")).items):
         await one.db.changed(one.db.version)

@@ -88,6 +88,26 @@ async def test_a_start_during_a_sync_keeps_its_mark_after_the_clock_was_set_back
     assert (await nvram(db, vm)).dirty_since == at(now - 1)
 
 
+@pytest.mark.case("F5")
+@pytest.mark.parametrize("step_days", [-400, 400])
+async def test_the_newest_copy_is_the_one_that_was_taken_last_however_the_clock_was_stepped(
+    db: Database, step_days: int
+) -> None:
+    vm = await db.run(add_vm)
+    await db.run(add_host, "kvm2")
+    now = (utc_now() - at(0)).total_seconds()
+    await sync(db, vm, now, b"first")
+    await db.run(host_files.note_started, vm, HOST, at(now + 1))
+    there = at(now + step_days * 86_400)
+    await db.run(host_files.record_sync, vm, "kvm2", "nvram", held("nvram", b"second"), "/n", there)
+    assert (await db.run(host_files.newest, vm))["nvram"].host == "kvm2"
+    (best,) = [one for one in await db.run(host_files.best, vm, None) if one.type == "nvram"]
+    assert (best.host, best.dirty_since) == ("kvm2", None if step_days > 0 else at(now + 1))
+    await db.run(host_files.note_started, vm, "kvm2", at(now + 2))
+    (best,) = [one for one in await db.run(host_files.best, vm, "kvm3") if one.type == "nvram"]
+    assert best.dirty_since is not None
+
+
 async def test_a_sync_that_ends_after_a_later_one_changes_nothing(db: Database) -> None:
     vm = await db.run(add_vm)
     assert await sync(db, vm, 5, b"newer")

@@ -42,7 +42,7 @@ BREAKS: dict[str, Callable[[], object]] = {
     "a parent of another VM": lambda: Snapshot.update(vm=SOME).where(Snapshot.parent.is_null()).execute(),
     "and its end is": lambda: Operation.update(state="succeeded").execute(),
     "failed without a reason": lambda: Operation.update(state="failed").execute(),
-    "and its owner is": lambda: Operation.update(state="running").execute(),
+    "and its owner is": lambda: Operation.update(owner="somebody").execute(),
     "refers to no row of snapshot": lambda: (
         VolumeSnapshot.update(snapshot=SOME).where(VolumeSnapshot.id == 1).execute()
     ),

@@ -1,10 +1,8 @@
-from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
-from agent.wire.base import utc_now
 from agent.wire.problem import Problem
 from controller.db import Database
 from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
@@ -13,15 +11,13 @@ from controller.store import events, operations
 from controller.store.operations import Job
 from tests.controller.factories import add_vm
 
-LEASE_S = 60.0
-
 
 async def enqueue(db: Database, vm: UUID | None = None, host: str | None = "kvm1", kind: str = "vm-sync") -> UUID:
     return (await db.run(operations.enqueue, kind, vm, host, {"a": 1})).uuid
 
 
 async def claim(db: Database, owner: str = "me", limit: int = 9) -> Job | None:
-    return await db.run(operations.claim_next, owner, LEASE_S, limit)
+    return await db.run(operations.claim_next, owner, limit)
 
 
 async def claimed(db: Database, limit: int = 9) -> list[UUID]:
@@ -112,30 +108,33 @@ async def test_a_claim_is_won_once(db: Database) -> None:
     assert await claim(db, "you") is None
 
 
-async def test_a_running_operation_can_be_taken_over_only_when_its_lease_ran_out_or_by_decision(db: Database) -> None:
+async def test_a_running_operation_is_taken_over_only_from_an_owner_that_was_not_heard_of_since(db: Database) -> None:
     uuid = await enqueue(db, uuid4())
-    await claim(db, "dead")
-    assert [(job.operation.uuid, job.owner) for job in await db.run(operations.unfinished)] == [(uuid, "dead")]
-    assert not await db.run(operations.claim, uuid, "me", LEASE_S)
-    await db.run(lambda: Operation.update(lease_until=utc_now() - timedelta(seconds=1)).execute())
-    assert await db.run(operations.claim, uuid, "me", LEASE_S)
-    assert not await db.run(operations.claim, uuid, "you", LEASE_S)
-    assert await db.run(operations.claim, uuid, "you", LEASE_S, dead="me")
-    assert not await db.run(operations.claim, uuid, "they", LEASE_S, dead="me")
+    first = await claim(db, "silent")
+    assert first is not None
+    assert [(job.operation.uuid, job.owner) for job in await db.run(operations.unfinished)] == [(uuid, "silent")]
+    assert not await db.run(operations.claim, uuid, "me")
+    await db.run(operations.renew, "silent")
+    assert not await db.run(operations.claim, uuid, "me", lost=("silent", first.beat))
+    assert await db.run(operations.claim, uuid, "me", lost=("silent", first.beat + 1))
+    assert not await db.run(operations.claim, uuid, "you", lost=("silent", first.beat + 1))
+    assert await db.run(operations.claim, uuid, "me")
     await db.run(operations.finish, uuid, "succeeded")
-    assert not await db.run(operations.claim, uuid, "me", LEASE_S, dead="you")
+    assert not await db.run(operations.claim, uuid, "me")
 
 
-async def test_renewing_extends_only_what_one_owner_runs(db: Database) -> None:
+async def test_what_an_owner_leaves_is_anybodys_and_what_others_run_is_not(db: Database) -> None:
     for _ in range(2):
         await enqueue(db, uuid4())
-    mine = await claim(db, "me")
-    await claim(db, "you")
+    mine, yours = await claim(db, "me"), await claim(db, "you")
     assert mine is not None
-    assert await db.run(operations.renew, "me", 9_999.0) == 1
-    renewed = await db.run(operations.job, mine.operation.uuid)
-    assert renewed.lease_until is not None
-    assert renewed.lease_until > utc_now() + timedelta(seconds=9_000)
+    assert yours is not None
+    assert await db.run(operations.renew, "me") == 1
+    assert (await db.run(operations.job, mine.operation.uuid)).beat == mine.beat + 1
+    assert (await db.run(operations.job, yours.operation.uuid)).beat == yours.beat
+    await db.run(operations.release, "me")
+    assert await db.run(operations.claim, mine.operation.uuid, "they")
+    assert not await db.run(operations.claim, yours.operation.uuid, "they")
 
 
 async def test_progress_is_shown_and_the_memo_grows(db: Database) -> None:
