@@ -13,6 +13,7 @@ from agent.errors import (
     DomainUnreadable,
     FrozenFileAltered,
     HostFileMissing,
+    HostUnsuitable,
     StorageFailed,
 )
 from agent.host import files, host_files, images, qemu_img
@@ -112,6 +113,13 @@ async def look_at_domains(work: Work, name: str, vm: UUID) -> set[str]:
     return taken
 
 
+async def require_secret(work: Work, domain: Domain) -> None:
+    """Refuse a domain whose TPM state is encrypted with what this host's libvirt does not have (HostUnsuitable)."""
+    if domain.tpm_secret is not None and not await work.hypervisor.has_secret(domain.tpm_secret):
+        reason = "its TPM state is encrypted with it, and could not be read"
+        raise HostUnsuitable(name=domain.name, what=f"the libvirt secret {domain.tpm_secret}", reason=reason)
+
+
 def frozen_chains(volumes: list[FrozenVolume], work: Work, limits: Limits, depth: int) -> dict[str, list[Image]]:
     """Read and lock the frozen files with what is below: nobody may write to them while they are copied."""
     chains = {}
@@ -180,6 +188,7 @@ async def _(step: ConvertImage, work: Work) -> None:
     def hear(percent: float) -> None:
         work.on_bytes(step.name, int(step.size_bytes * percent / 100))
 
+    await asyncio.to_thread(work.locks.require_same, step.target, source)
     await qemu_img.convert(source, "qcow2", path, "qcow2", hear, within=work.image_dirs, like=source)
     await asyncio.to_thread(work.locks.take_image, step.target, path)
     work.on_bytes(step.name, step.size_bytes)

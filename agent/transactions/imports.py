@@ -12,7 +12,7 @@ from agent.host.clone_xml import Identity, cloned, restored
 from agent.host.domain_xml import Domain, parse
 from agent.limits import Limits
 from agent.transactions.archive_steps import PlaceImage, ReceiveImage
-from agent.transactions.clone import disk_of, host_file_models, look_at_domains, require_free_paths
+from agent.transactions.clone import disk_of, host_file_models, look_at_domains, require_free_paths, require_secret
 from agent.transactions.import_plan import ImportFacts, overlay_paths, plan_import
 from agent.transactions.model import Plan, Room
 from agent.transactions.room import look_for_room
@@ -44,6 +44,7 @@ class ImportSurveyor:
         domain = parse(xml, self.limits.nvram_dir, self.limits.swtpm_dir)
         if domain.nvram_refusal is not None:
             raise HostFileUnsupported(name=request.name, type="nvram", reason=domain.nvram_refusal)
+        await require_secret(self.work, domain)
         await asyncio.to_thread(require_free_paths, domain)
         facts = ImportFacts(
             transaction=self.transaction,
@@ -106,6 +107,19 @@ def _disks(plan: Plan) -> list[Disk]:
         )
         chains.setdefault(step.target, []).append(image)
     return [disk_of(target, chain) for target, chain in chains.items()]
+
+
+async def check_image(step: ReceiveImage, work: Work) -> None:
+    """Hold that what arrived is an image whose tables agree with each other, before it is anybody's disk.
+
+    Its header alone does not tell: QEMU would write over data where two clusters are said to be in one place. Raises
+    ImageRefused, QemuImgFailed where it cannot be checked.
+    """
+    staged = Path(step.staged)
+    await asyncio.to_thread(_judge, step, staged)
+    found = await qemu_img.check(staged, alone=True, within=work.image_dirs)
+    if found.errors:
+        raise _refused(step, f"qemu-img check finds {found.errors} errors in it")
 
 
 @do.register

@@ -53,7 +53,7 @@ class HeldLocks:
     def require_same(self, target: str, path: Path) -> None:
         """Raise ImageRefused where an image that is held has lost its name to another file since it was looked at."""
         if path in self._images and not self._images[path].has_name(path):
-            reason = "another file has taken its name since it was looked at; nothing was written to it"
+            reason = "another file has taken its name since it was looked at; neither was used"
             raise ImageRefused(target=target, path=str(path), reason=reason)
 
     def take_tpm(self, directory: Path) -> None:

@@ -28,7 +28,7 @@ from agent.errors import (
 from agent.host import files, host_files, images, neighbours
 from agent.host.domain_xml import Domain, emulator_of, parse
 from agent.limits import Limits
-from agent.transactions.clone import model_among
+from agent.transactions.clone import model_among, require_secret
 from agent.transactions.clone_plan import receive_file
 from agent.transactions.model import (
     DefineDomain,
@@ -77,9 +77,7 @@ class PlaceSurveyor:
         if domain.nvram and (sharing := await asyncio.to_thread(neighbours.with_nvram, users, domain.nvram)):
             shared = {"type": "nvram", "path": str(domain.nvram), "others": ", ".join(sharing)}
             raise HostFileShared(name=domain.name, **shared)
-        if domain.tpm_secret is not None and not await self.work.hypervisor.has_secret(domain.tpm_secret):
-            reason = "its TPM state is encrypted with it, and could not be read"
-            raise HostUnsuitable(name=domain.name, what=f"the libvirt secret {domain.tpm_secret}", reason=reason)
+        await require_secret(self.work, domain)
         plan, disks = await asyncio.to_thread(self._look, domain)
         await asyncio.to_thread(require_free_names, plan)
         expected = [ref.type for ref in request.host_files]

@@ -34,12 +34,7 @@ from agent.web.errors import Error
 from agent.wire.base import utc_now
 from agent.wire.host_file import HostFileType
 from agent.wire.problem import Problem
-from agent.wire.transaction import (
-    DeleteRequest,
-    ExportRequest,
-    RevertRequest,
-    SnapshotRequest,
-)
+from agent.wire.transaction import DeleteRequest, ExportRequest, RevertRequest, SnapshotRequest
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -80,12 +75,12 @@ class Running:
         self._tools = tools
         self._done_bytes: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PARALLEL_STEPS)
-        self._work = tools.work_on(entry.request.vm, HeldLocks(), self._on_bytes)
+        self.work = tools.work_on(entry.request.vm, HeldLocks(), self._on_bytes)
 
     @property
     def name(self) -> str:
         """The domain's name, or its UUID until libvirt was asked."""
-        return self._work.name
+        return self.work.name
 
     async def prepare(self, lease_s: float) -> None:
         """Raise the guard, look, plan and stage. On any error all is undone and the error raised."""
@@ -97,15 +92,15 @@ class Running:
             raise
 
     async def _stage(self, lease_s: float) -> None:
-        self._work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
+        self.work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
         await self._at("raise-guard", self._raise_guard)
-        found = await surveyors.survey(self.transaction.id, self.request, self._work, self._tools.limits)
+        found = await surveyors.survey(self.transaction.id, self.request, self.work, self._tools.limits)
         self.plan = found.plan
         await self._record(records.Planned(plan=self.plan))
         self._update(**describe(self.request, found))
         for group in self.plan.stage:
             await self._interruptible(group)
-        self._update(state="prepared", host_files=self._work.captured)
+        self._update(state="prepared", host_files=self.work.captured)
         self.extend_lease(lease_s)
         await self._record(records.Prepared(transaction=self.transaction))
 
@@ -138,20 +133,20 @@ class Running:
             return
         guards, request = self._tools.guards, self.request
         await asyncio.to_thread(
-            guards.raise_guard, request.vm, self._work.name, self.transaction.id, self.transaction.kind
+            guards.raise_guard, request.vm, self.work.name, self.transaction.id, self.transaction.kind
         )
 
     async def receive(self, type_: HostFileType, data: bytes) -> None:
         """Check and stage one uploaded host file."""
         for step in self.plan.receive:
             if step.type == type_:
-                await self._at(step.name, steps.receive, step, data, self._work)
+                await self._at(step.name, steps.receive, step, data, self.work)
                 return
-        raise HostFileNotFound(name=self._work.name, type=type_)
+        raise HostFileNotFound(name=self.work.name, type=type_)
 
     async def received(self, step: ReceiveImage) -> None:
         """Judge an image that was written to its staged name, make it ready to be placed, and note that it is here."""
-        await self._at(step.name, steps.do, step, self._work)
+        await self._at(step.name, steps.do, step, self.work)
         self._here.add(step.name)
         self._update(volumes=await asyncio.to_thread(with_received, self.transaction.volumes, step))
 
@@ -250,7 +245,7 @@ class Running:
 
     async def _put_back(self) -> None:
         """Undo what can be undone of a merge; the first error is raised when all was tried."""
-        undone = (self._at(f"undo {step.name}", steps.undo, step, self._work) for step in flat(self.plan.switch))
+        undone = (self._at(f"undo {step.name}", steps.undo, step, self.work) for step in flat(self.plan.switch))
         for result in await asyncio.gather(*undone, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -300,7 +295,7 @@ class Running:
         self._update(state="aborting", error=problem, lease_expires_at=None)
         try:
             for step in self.to_undo():
-                await self._at(f"undo {step.name}", steps.undo, step, self._work)
+                await self._at(f"undo {step.name}", steps.undo, step, self.work)
             staging = staging_dir(self._tools.limits, self.transaction.id)
             await asyncio.to_thread(files.remove_tree, staging)
             await self._end("aborted", problem)
@@ -325,7 +320,7 @@ class Running:
     def let_go(self) -> None:
         """Drop the guard if it is this transaction's, and all locks. Blocks for milliseconds."""
         self._tools.guards.let_go(self.request.vm, self.transaction.id)
-        self._work.locks.release()
+        self.work.locks.release()
 
     async def resume(self, problem: Problem | None) -> None:
         """Take up a transaction that a dead agent left: its guard, what locks can be had, and the domain's name.
@@ -338,12 +333,12 @@ class Running:
         if problem is not None:
             self._update(state="aborting", error=problem, lease_expires_at=None)
         try:
-            self._work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
+            self.work.name = await surveyors.name_of(self.request, self._tools.hypervisor)
         except (DomainNotFound, HypervisorUnavailable) as err:
             log.warning("name-not-known transaction=%s vm=%s reason=%s", self.transaction.id, self.request.vm, err)
         await self._raise_guard()
         tops = {target: Path(new) for target, (_, new) in sources(self.plan).items()}
-        await asyncio.to_thread(self._work.locks.retake, tops)
+        await asyncio.to_thread(self.work.locks.retake, tops)
 
     async def was_overtaken(self) -> bool:
         """Tell whether the domain ran between a snapshot's capture and its switch, so that it froze nothing whole.
@@ -389,7 +384,7 @@ class Running:
 
     async def _step(self, step: AnyStep) -> None:
         async with self._slots:
-            await self._at(step.name, steps.do, step, self._work)
+            await self._at(step.name, steps.do, step, self.work)
 
     async def _at(self, name: str, action: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
         """Act between two points at which a test can stop the world; an ``OSError`` becomes one of our errors."""

@@ -9,6 +9,7 @@ from agent.errors import ImageNotFound, ImageRefused
 from agent.host import files, image_stream, paths
 from agent.host.image_stream import NewImage
 from agent.transactions.archive_steps import ReceiveImage, SendImage
+from agent.transactions.imports import check_image
 from agent.transactions.manager import Manager
 from agent.transactions.running import Running
 from agent.transactions.standing import require_prepared
@@ -30,14 +31,15 @@ class Transfers:
         return await asyncio.to_thread(lambda: SentImages(items=[_sent(one) for one in running.plan.send]))
 
     async def send(self, id_: UUID, target: str, position: int) -> tuple[int, AsyncIterator[bytes]]:
-        """Return the size and the bytes of one image. Raises ImageNotFound, TransactionEnded; the bytes StorageFailed.
+        """Return the size and the bytes of one image. Raises ImageNotFound, ImageRefused, TransactionEnded.
 
-        They end early where the transaction does.
+        They end early where the transaction does, or with StorageFailed.
         """
         running = self._manager.running(id_)
         require_prepared(running)
         for image in running.plan.send:
             if (image.target, image.position) == (target, position):
+                await asyncio.to_thread(running.work.locks.require_same, target, Path(image.path))
                 size = (await asyncio.to_thread(_sent, image)).size_bytes
                 return size, _while_prepared(running, image, size)
         raise ImageNotFound(id=id_, target=target, position=position)
@@ -46,7 +48,7 @@ class Transfers:
         """Take in one image of an import whole; again replaces it.
 
         Raises ImageNotFound, TransactionEnded, ImageRefused (other bytes than were announced, or no image that can be
-        used), NoSpace, StorageFailed; then nothing is left of it.
+        used), QemuImgFailed, NoSpace, StorageFailed; then nothing is left of it.
         """
         running = self._manager.running(id_)
         require_prepared(running)
@@ -56,6 +58,7 @@ class Transfers:
         self._receiving.add(step.staged)
         try:
             sha256 = await self._write(running, step, chunks)
+            await check_image(step, running.work)  # without the lock: a lease is renewed meanwhile
             async with running.lock:
                 require_prepared(running)
                 await running.received(step)

@@ -203,6 +203,17 @@ def test_a_loop_is_refused(pool: Path) -> None:
 
 
 @pytest.mark.case("S11")
+@pytest.mark.parametrize("name", ["a.qcow2", "./a.qcow2", "in/../a.qcow2", "in/link", "link/a.qcow2"])
+def test_a_loop_through_relative_names_and_links_is_refused(pool: Path, name: str) -> None:
+    (pool / "in").mkdir()
+    (pool / "in" / "link").symlink_to("../a.qcow2")
+    (pool / "link").symlink_to(pool)
+    create(pool / "a.qcow2", name)
+    with pytest.raises(ImageRefused, match="comes back"):
+        read(pool / "a.qcow2")
+
+
+@pytest.mark.case("S11")
 def test_a_backing_file_without_a_format_is_never_probed(pool: Path) -> None:
     top = create(pool / "top.qcow2", str(create(pool / "root.qcow2")))
     subprocess.run(["qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", top], check=True)

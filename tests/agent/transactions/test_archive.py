@@ -20,6 +20,7 @@ from agent.errors import (
     FrozenFileAltered,
     HostFileDamaged,
     HostFileNotFound,
+    HostUnsuitable,
     ImageNotFound,
     ImageNotReceived,
     ImageRefused,
@@ -173,6 +174,12 @@ def with_backing(data: bytes, name: bytes) -> bytes:
     return with_header(with_header(data, at, name.ljust(length, b"\0")), 16, struct.pack(">I", len(name)))
 
 
+def with_two_in_one_place(data: bytes) -> bytes:
+    """Let the L1 table say that the first L2 table is where the refcounts are."""
+    (table,) = struct.unpack_from(">Q", data, 40)
+    return with_header(data, table, struct.pack(">Q", 1 << 63 | 1 << 16))
+
+
 HARMS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "not an image": (lambda data: b"x" * len(data), "not a qcow2 image"),
     "a byte too few": (lambda data: data[:-1], "bytes arrived"),
@@ -187,6 +194,7 @@ HARMS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an external data file": (lambda data: with_header(data, 72, struct.pack(">Q", 4)), "external data"),
     "a corrupt mark": (lambda data: with_header(data, 72, struct.pack(">Q", 2)), "corrupt or dirty"),
     "encryption": (lambda data: with_header(data, 32, struct.pack(">I", 2)), "encrypted"),
+    "tables that disagree": (with_two_in_one_place, r"qemu-img check finds \d+ errors"),
     "internal snapshots": (lambda data: with_header(data, 60, struct.pack(">I", 1)), "internal snapshots"),
 }
 
@@ -239,6 +247,21 @@ async def test_import_that_cannot_be_is_refused_before_anything_is_made(rig: Rig
         await manager.put(uuid4(), asked)
     assert rig.files() == set()
     assert rig.guards.all() == {}
+
+
+async def test_import_of_an_encrypted_tpm_needs_its_secret(rig: Rig, manager: Manager) -> None:
+    taken, told, images, host_files = await archived(rig, manager)
+    lose(rig)
+    secret = uuid4()
+    open_tpm = '<backend type="emulator" version="2.0"/>'
+    sealed = f'<backend type="emulator" version="2.0"><encryption secret="{secret}"/></backend>'
+    assert open_tpm in taken.domain_xml
+    asked = story.import_request(taken.domain_xml.replace(open_tpm, sealed), told, host_files)
+    with pytest.raises(HostUnsuitable, match=f"the libvirt secret {secret}"):
+        await manager.put(uuid4(), asked)
+    assert (rig.files(), rig.guards.all()) == (set(), {})
+    (rig.hypervisor.directory / f"{secret}.secret").touch()
+    assert (await story.import_(manager, asked, images, host_files)).state == "committed"
 
 
 async def test_import_beside_the_same_domain_is_refused(rig: Rig, manager: Manager) -> None:

@@ -1,13 +1,15 @@
 """What somebody who owns an image directory can do between the agent's look at it and its work."""
 
+import os
 import subprocess
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from agent.errors import QemuImgFailed
+from agent.errors import ImageRefused, QemuImgFailed
 from agent.transactions.manager import Manager
+from agent.transactions.transfers import Transfers
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import DISK_BYTES, Rig
 
@@ -127,3 +129,30 @@ async def test_image_whose_name_went_to_another_file_is_not_written_to(rig: Rig,
     assert "another file has taken its name" in (done.error.detail or "")
     assert child.read_bytes() == kept.read_bytes()
     assert all(Path(volume.path).exists() for volume in taken.volumes)
+
+
+async def test_frozen_file_that_is_replaced_during_an_export_is_not_sent(rig: Rig, manager: Manager) -> None:
+    taken, _ = await story.snapshot(manager)
+    id_, transfers = uuid4(), Transfers(manager)
+    await manager.put(id_, story.export_request(taken, flat=False))
+    frozen = Path(taken.volumes[0].path)
+    frozen.with_name("other").write_bytes(frozen.read_bytes())
+    frozen.with_name("other").replace(frozen)
+    with pytest.raises(ImageRefused, match="another file has taken its name"):
+        await transfers.send(id_, "vda", 0)
+    await manager.abort(id_)
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks"])
+async def test_frozen_file_that_changes_during_an_export_gives_no_more_than_was_announced(
+    rig: Rig, manager: Manager, change: str
+) -> None:
+    taken, _ = await story.snapshot(manager)
+    id_, transfers = uuid4(), Transfers(manager)
+    await manager.put(id_, story.export_request(taken, flat=False))
+    size, pieces = await transfers.send(id_, "vda", 0)
+    os.truncate(taken.volumes[0].path, size * 2 if change == "grows" else size // 2)
+    sent = sum([len(piece) async for piece in pieces])
+    assert sent == (size if change == "grows" else size // 2)  # who receives counts, and refuses fewer
+    await manager.abort(id_)
+    assert rig.guards.all() == {}
