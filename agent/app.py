@@ -20,7 +20,7 @@ from agent.background import Background
 from agent.config import Config
 from agent.disposal import Disposal
 from agent.facts import VERSION, Facts
-from agent.host import hook_file
+from agent.host import hook_file, memory
 from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.inventory import Inventory
@@ -145,6 +145,7 @@ async def working(
 
     The order matters: until recovery is done, no VM in the middle of a commit may be served or be thought free.
     """
+    memory.return_large_blocks()
     asyncio.get_running_loop().set_default_executor(started_pool())
     with claimed(config.state_dir):
         await asyncio.to_thread(_tell_hook, config)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +76,48 @@ class _CountsWrites(peewee.Database):
 
 
 class _Sqlite(_CountsWrites, peewee.SqliteDatabase):
-    pass
+    """Notices when its files were taken away: SQLite would go on writing to what no name leads to any more."""
+
+    files: Mapping[Path, tuple[int, int]] = {}
+
+    def note_files(self) -> None:
+        """Remember which files these are. Raises OSError."""
+        path = Path(self.database)
+        self.files = {one: _identity(one) for one in (path, _wal(path)) if one.exists()}
+
+    def look_at_files(self) -> None:
+        """Begin a new WAL where it was removed. Raises DatabaseFailed where the database was removed or replaced."""
+        path = Path(self.database)
+        try:
+            if _identity(path) != self.files.get(path):
+                raise DatabaseFailed(reason="its file was replaced; restart the controller to go on with the new one")
+        except OSError as err:
+            raise DatabaseFailed(reason=f"its file cannot be reached: {err.strerror}") from err
+        try:
+            wal = _identity(_wal(path))
+        except OSError:
+            wal = None
+        if wal != self.files.get(_wal(path)):
+            log.error("the database's WAL was removed; what is in it is written to the database, and a new one begins")
+            self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # through the descriptor that we still have
+            self.close()
+            self.connect()
+            self.begin_wal()
+
+    def begin_wal(self) -> None:
+        """Have SQLite make its WAL, and note which files there are."""
+        self.execute_sql("BEGIN IMMEDIATE")
+        self.execute_sql("ROLLBACK")
+        self.note_files()
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
 
 
 class _Postgresql(_CountsWrites, peewee.PostgresqlDatabase):
@@ -94,6 +135,8 @@ class Database:
         self.url = url
         self.checkpoint = checkpoint
         self.version = 0
+        #: Why it failed last, until it takes a change again.
+        self.failing: str | None = None
         self._pulse = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._real: _CountsWrites | None = None
@@ -154,16 +197,25 @@ class Database:
             raise DatabaseFailed(reason="it is not open")
         before, real.work = real.writes, name
         try:
-            return work()
+            if isinstance(real, _Sqlite) and real.files:
+                real.look_at_files()
+            result = work()
         except _MISTAKES:
             raise
+        except DatabaseFailed as err:
+            self.failing = str(err)
+            raise
         except peewee.PeeweeException as err:
+            self.failing = _reason(err)
             if isinstance(real, peewee.PostgresqlDatabase):
                 _reconnect(real)
             raise DatabaseFailed(reason=_reason(err)) from err
         finally:
             if real.writes != before:
                 loop.call_soon_threadsafe(self._beat)
+        if real.writes != before:
+            self.failing = None
+        return result
 
     def _beat(self) -> None:
         self.version += 1
@@ -235,6 +287,12 @@ def migrate() -> list[str]:
     return applied
 
 
+def probe() -> None:
+    """Change a row to what it is: a database that takes this works again."""
+    with write():
+        database.execute_sql('UPDATE "identity" SET "uuid" = "uuid"')
+
+
 def name_of(fn: Callable[..., object]) -> str:
     """Return what the points of a function's commits are named after, such as ``store.operations.finish``."""
     return f"{fn.__module__}.{getattr(fn, '__qualname__', type(fn).__name__)}".removeprefix("controller.")
@@ -255,6 +313,8 @@ def _connect(real: peewee.Database, url: str) -> None:
         if isinstance(real, peewee.SqliteDatabase):
             _make_private(Path(real.database))
         real.connect()
+        if isinstance(real, _Sqlite):
+            real.begin_wal()
     except OSError as err:
         raise DatabaseUnusable(url=_shown(url), reason=str(err.strerror)) from err
     except peewee.PeeweeException as err:

@@ -3,7 +3,7 @@
 from agent.web.call import Call, Reply
 from agent.web.routes import Route, route
 from agent.wire.readiness import ControllerHealth, Readiness
-from controller.db import Database
+from controller.db import Database, probe
 from controller.errors import DatabaseFailed
 from controller.store import events
 
@@ -27,9 +27,11 @@ class HealthRoutes:
         return ControllerHealth(status="ok", version=self._version)
 
     async def ready(self, call: Call) -> Reply[Readiness]:
-        """Show whether the controller can work: 503 while its database does not answer."""
+        """Show whether the controller can work: 503 while its database does not answer, or takes no change."""
         try:
             await self._db.run(events.newest)
+            if self._db.failing is not None:
+                await self._db.run(probe)
         except DatabaseFailed:
             return Reply(Readiness(ready=False, reason="the database does not answer; see the log"), status=503)
         return Reply(Readiness(ready=True, reason=None))

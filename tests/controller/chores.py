@@ -18,6 +18,7 @@ from agent.wire.operation import Operation
 from agent.wire.retention import SetRetention
 from controller.app import make_app
 from controller.config import Config
+from controller.db import probe
 from controller.events import Follower, Pace
 from controller.operations import backup_host_files, place, snapshot_delete, sync
 from controller.store import backup_files, events, hosts, operations, retention, tokens, vms
@@ -181,6 +182,10 @@ async def put_off(one: World) -> None:
     await seen(one, lambda: operations.get(queued.uuid).is_parked)
 
 
+async def try_the_database(one: World) -> None:
+    await one.db.run(probe)
+
+
 async def lose_the_host(one: World) -> None:
     """Lose the VM's host when it was told to commit a snapshot; another one is there."""
     await have_somewhere_to_go(one)
@@ -227,6 +232,7 @@ CHORES: dict[str, Chore] = {
     "events": Chore(read_events, let_it_start_and_stop),
     "host-away": Chore(miss_the_host),
     "take-over": Chore(take_over, be_begun_elsewhere, only="operations.claim$"),
+    "ready-again": Chore(try_the_database),
     "hand-over": Chore(hand_over),
     "put-off": Chore(put_off, only="ending.parked"),
     "lost-host": Chore(go_on_elsewhere, lose_the_host, only="as_defined"),

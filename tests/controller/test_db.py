@@ -1,7 +1,10 @@
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,74 @@ async def test_a_missing_directory_and_a_file_that_is_no_database_are_told_apart
     (tmp_path / "text.db").write_text("this is no database" * 100)
     with pytest.raises(DatabaseFailed, match="not a database"):
         await Database(url(tmp_path / "text.db")).open()
+
+
+@pytest.mark.case("F5")
+async def test_a_database_that_was_replaced_or_removed_takes_no_change_and_goes_on_when_it_is_back(
+    db: Database, tmp_path: Path
+) -> None:
+    path, aside = tmp_path / "controller.db", tmp_path / "aside"
+    path.rename(aside)
+    with pytest.raises(DatabaseFailed, match="cannot be reached: No such file"):
+        await db.run(events.append, "lost")
+    path.write_text("garbage")
+    with pytest.raises(DatabaseFailed, match="was replaced; restart"):
+        await db.run(events.append, "lost")
+    assert "was replaced" in str(db.failing)
+    aside.rename(path)
+    await db.run(events.append, "kept")
+    assert db.failing is None
+    assert [event.type for event in await db.run(events.read, 0, 9)] == ["kept"]
+
+
+@pytest.mark.case("F5")
+async def test_what_was_committed_survives_that_the_wal_was_removed_and_the_process_then_died(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    async with Database(url(path)) as db:
+        await db.run(events.append, "before")
+        (tmp_path / "c.db-wal").unlink()
+        await db.run(events.append, "after")
+        copy = tmp_path / "as-after-a-crash.db"
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    async with Database(url(copy)) as db:
+        assert [event.type for event in await db.run(events.read, 0, 9)] == ["before", "after"]
+
+
+@pytest.mark.case("F5")
+def test_a_database_on_a_read_only_file_system_is_refused_by_name_and_used_when_that_is_writable(
+    tmp_path: Path,
+) -> None:
+    """In a mount namespace of its own: the directory is a small file system that is made read-only and writable."""
+    code = f"""
+import asyncio, subprocess
+from controller.db import Database, probe
+from controller.errors import DatabaseFailed, DatabaseUnusable
+from controller.store import events
+
+def remount(how):
+    subprocess.run(["mount", "-o", "remount," + how, {str(tmp_path)!r}], check=True)
+
+async def main():
+    async with Database("sqlite:///{tmp_path}/c.db") as db:
+        await db.run(events.append, "one")
+    remount("ro")
+    try:
+        async with Database("sqlite:///{tmp_path}/c.db") as db:
+            await db.run(events.append, "two")
+    except (DatabaseFailed, DatabaseUnusable) as err:
+        print(err)
+    remount("rw")
+    async with Database("sqlite:///{tmp_path}/c.db") as db:
+        await db.run(probe)
+        print(len(await db.run(events.read, 0, 9)))
+asyncio.run(main())
+"""
+    shell = f'mount -t tmpfs -o size=8m none {tmp_path} && exec {sys.executable} -c "$0"'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", shell, code], capture_output=True, text=True, check=True)
+    refusal, count = done.stdout.splitlines()
+    assert "read" in refusal.lower()
+    assert count == "1"
 
 
 async def test_a_password_in_the_address_is_not_shown() -> None:

@@ -18,6 +18,7 @@ from tests.e2e.conftest import change_at_rest, run_once, seen, targets
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
+from tests.visits import Struck
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
 #: `make test` dies at every eighth point here, and at every one with libvirt played; `make test-slow` at every one.
@@ -91,7 +92,7 @@ async def points_of(story: Story, kind: str) -> list[str]:
 
 @SHARES
 @pytest.mark.case("F1")
-async def test_agent_killed_at_every_point_of_a_snapshot(story: Story, share: int) -> None:
+async def test_agent_killed_at_every_point_of_a_snapshot(story: Story, share: int, struck: Struck) -> None:
     for point in (await points_of(story, "snapshot"))[::share]:
         before, files = seen(story.guest), story.files()
         await story.die("snapshot", point)
@@ -99,13 +100,14 @@ async def test_agent_killed_at_every_point_of_a_snapshot(story: Story, share: in
         added = story.files() - files
         assert len(added) in (0, len(targets(story.guest))), (point, added)
         assert not files - story.files(), point
+        struck(1)
     story.guest.start()
     story.guest.destroy()
 
 
 @SHARES
 @pytest.mark.case("F1")
-async def test_agent_killed_at_every_point_of_a_revert(story: Story, share: int) -> None:
+async def test_agent_killed_at_every_point_of_a_revert(story: Story, share: int, struck: Struck) -> None:
     await story.run("snapshot")
     frozen = seen(story.guest)
     for number, point in enumerate((await points_of(story, "revert"))[::share]):
@@ -115,5 +117,6 @@ async def test_agent_killed_at_every_point_of_a_revert(story: Story, share: int)
         added = story.files() - files
         assert (seen(story.guest), len(added)) in ((changed, 0), (frozen, len(targets(story.guest)))), (point, added)
         assert not files - story.files(), point
+        struck(1)
     story.guest.start()
     story.guest.destroy()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.controller.scenarios import SCENARIOS
 from tests.integration import faulty
+from tests.visits import Struck
 
 #: `make test` tries every so-manieth commit of these, `make test-slow` every commit of all.
 QUICK = ("create", "revert", "delete")
@@ -27,8 +28,11 @@ def trials(root: Path, kind: str, step: int) -> dict[str, int]:
 
 @pytest.mark.case("F5")
 @pytest.mark.parametrize("kind", QUICK)
-def test_a_database_that_cannot_write_for_a_moment_ends_every_operation(tmp_path: Path, kind: str) -> None:
+def test_a_database_that_cannot_write_for_a_moment_ends_every_operation(
+    tmp_path: Path, kind: str, struck: Struck
+) -> None:
     found = trials(tmp_path, kind, SAMPLE)
+    struck(sum(found.values()))
     assert sum(found.values()) - found.get("unharmed", 0) > 1
     assert not found.keys() - {"succeeded", "refused", "database-failed", "unharmed"}
 
@@ -37,6 +41,9 @@ def test_a_database_that_cannot_write_for_a_moment_ends_every_operation(tmp_path
 @pytest.mark.case("F5")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", SCENARIOS)
-def test_a_database_that_cannot_write_at_any_commit_ends_every_operation(tmp_path: Path, kind: str) -> None:
+def test_a_database_that_cannot_write_at_any_commit_ends_every_operation(
+    tmp_path: Path, kind: str, struck: Struck
+) -> None:
     found = trials(tmp_path, kind, 1)
+    struck(sum(found.values()))
     assert found.get("unharmed", 0) < sum(found.values()) / 4

@@ -5,8 +5,10 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+import peewee
 import pytest
 
+from agent.web.checkpoint import no_checkpoint
 from controller.db import Database
 from controller.models import Content, database
 from controller.store import backup_files, host_files, operations
@@ -161,6 +163,20 @@ async def test_a_queued_operation_is_cancelled_once(db: Database, api: Api) -> N
     answer = await api.call("DELETE", path, "operator")
     assert (await answer.json())["state"] == "cancelled"
     assert await api.code("DELETE", path) == (409, "operation-not-cancellable")
+
+
+@pytest.mark.case("F5")
+async def test_ready_says_that_the_database_takes_no_change_until_it_does(db: Database, api: Api) -> None:
+    def refuse(_: str) -> None:
+        raise peewee.OperationalError("attempt to write a readonly database")
+
+    database.obj.checkpoint = refuse
+    assert (await api.call("DELETE", "/v1/retention-policies/none", "admin")).status == 503
+    answer = await api.get("/readyz", None)
+    assert (answer.status, (await answer.json())["ready"]) == (503, False)
+    database.obj.checkpoint = no_checkpoint
+    assert (await api.json("/readyz", None))["ready"]
+    assert db.failing is None
 
 
 async def test_ready_says_when_the_database_does_not_answer(db: Database, api: Api) -> None:

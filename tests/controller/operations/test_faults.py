@@ -21,7 +21,7 @@ from tests.controller.fake_agent import Fault
 from tests.controller.scenarios import SCENARIOS, Scenario
 from tests.controller.strike import SECRET, Stage, Strike, staged
 from tests.controller.world import PATIENT, World
-from tests.visits import Visit
+from tests.visits import Struck, Visit
 
 T = TypeVar("T")
 
@@ -171,18 +171,23 @@ async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: s
 @pytest.mark.case("S6")
 @pytest.mark.case("F4")
 @each_broad_scenario
-async def test_any_point_may_fail_and_tells_nothing_secret(tmp_path: Path, name: str, share: Share) -> None:
+async def test_any_point_may_fail_and_tells_nothing_secret(
+    tmp_path: Path, name: str, share: Share, struck: Struck
+) -> None:
     """Among these are the requests that are lost, and the answers."""
-    await struck_everywhere(tmp_path, name, share, "fail")
+    struck(await struck_everywhere(tmp_path, name, share, "fail"))
 
 
 @pytest.mark.case("F4")
 @each_broad_scenario
-async def test_any_point_may_last_longer_than_the_lease(tmp_path: Path, name: str, share: Share) -> None:
-    await struck_everywhere(tmp_path, name, share, "sleep")
+async def test_any_point_may_last_longer_than_the_lease(
+    tmp_path: Path, name: str, share: Share, struck: Struck
+) -> None:
+    struck(await struck_everywhere(tmp_path, name, share, "sleep"))
 
 
-async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Strike) -> None:
+async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Strike) -> int:
+    """Strike at its share of the points; return how many."""
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
         points, _ = await good_run(stage, scenario)
@@ -190,6 +195,7 @@ async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Str
             async with stage.world() as one:
                 stage.striker.begin(point, strike)
                 await survives(one, scenario)
+        return stage.runs - 1
 
 
 def while_leased(points: list[str]) -> list[str]:
@@ -203,7 +209,7 @@ def while_leased(points: list[str]) -> list[str]:
 @pytest.mark.parametrize("fault", FAULTS)
 @each_broad_scenario
 async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
-    tmp_path: Path, name: str, fault: Fault, share: Share
+    tmp_path: Path, name: str, fault: Fault, share: Share, struck: Struck
 ) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
@@ -212,11 +218,14 @@ async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
             async with stage.world() as one:
                 one.agent.faults[number] = fault
                 await survives(one, scenario)
+        struck(stage.runs - 1)
 
 
 @pytest.mark.case("F3")
 @each_broad_scenario
-async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, name: str, share: Share) -> None:
+async def test_controller_and_agent_may_die_at_once_at_any_call(
+    tmp_path: Path, name: str, share: Share, struck: Struck
+) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
         messages = [point for point in (await good_run(stage, scenario))[0] if " message " in point]
@@ -231,12 +240,13 @@ async def test_controller_and_agent_may_die_at_once_at_any_call(tmp_path: Path, 
                     or shown(await one.tree()) == before
                     or scenario.parts_stand
                 )
+        struck(stage.runs - 1)
 
 
 @pytest.mark.case("F2")
 @each_broad_scenario
 async def test_what_a_dead_controller_began_is_taken_back_by_one_that_does_not_reach_the_host(
-    tmp_path: Path, name: str, share: Share
+    tmp_path: Path, name: str, share: Share, struck: Struck
 ) -> None:
     scenario = SCENARIOS[name]
     async with staged(tmp_path, scenario.begin) as stage:
@@ -252,3 +262,4 @@ async def test_what_a_dead_controller_began_is_taken_back_by_one_that_does_not_r
                 ended = [each for each in await all_ended(one) if each.uuid not in earlier]
                 if "has not said how it ended" not in str(ended):  # only the host could tell
                     assert await one.db.run(invariants.unsettled) == [], (point, ended)
+        struck(stage.runs - 1)
