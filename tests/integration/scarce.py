@@ -206,12 +206,12 @@ def endings(manager: Manager) -> list[tuple[UUID, str, str | None]]:
 
 async def settle(manager: Manager) -> None:
     """Do what the controller and the agent's watch do next, with the fault gone."""
-    for item in manager.all():
-        if item.state == "prepared":
-            await manager.abort(item.id)  # as the controller does when commit is refused
     for _ in range(LOOKS):
         while any(manager.running(item.id).lock.locked() for item in manager.all()):
-            await asyncio.sleep(0.01)  # a deletion is still at it
+            await asyncio.sleep(0.01)  # a deletion is still at it, or a machine that is busy was given up on
+        for item in manager.all():
+            if item.state == "prepared":
+                await manager.abort(item.id)  # as the controller does when commit is refused
         await manager.tick()
     assert [item for item in manager.all() if item.state not in ENDED] == []
 

@@ -27,7 +27,7 @@ SAMPLE_OF_CALLS = 47
 #: The calls that fail, the kinds of transaction that `make test` samples, and how many of their calls it leaves out.
 SCARCE_CALLS = [
     *(("io-errors", kind, SAMPLE_OF_CALLS) for kind in QUICK),
-    ("descriptors", "revert", 67),
+    ("descriptors", "revert", 127),
     ("processes", "delete-mixed", 7),
     ("killed-tool", "delete-mixed", 7),
 ]

@@ -73,16 +73,18 @@ class Tenant(Rig):
 
 
 class Enemy:
-    """Swaps something at one point of the work, by its position among the points, and can take that back."""
+    """Swaps something at one point of the work, by name or by its position, and can take that back."""
 
-    def __init__(self, rig: Tenant, what: str, at: int) -> None:
+    def __init__(self, rig: Tenant, what: str, at: int | str) -> None:
         self.rig, self.what, self.at = rig, what, at
         self.points: list[str] = []
+        self.struck: str | None = None
         self._undo: Callable[[], None] = lambda: None
 
     def __call__(self, point: str) -> None:
         self.points.append(point)
-        if len(self.points) - 1 == self.at:
+        if self.at in (point, len(self.points) - 1):
+            self.struck = point
             self.strike()
 
     def strike(self) -> None:
@@ -135,7 +137,7 @@ async def delete(manager: Manager, asked: DeleteRequest) -> Transaction | None:
     id_ = uuid4()
     await manager.put(id_, asked)
     await manager.commit(id_)
-    for _ in range(2_000):
+    for _ in range(300):
         if manager.get(id_).ended_at is not None:
             return manager.get(id_)
         await asyncio.sleep(0.001)
@@ -167,24 +169,26 @@ class Battle:
         self.again()
         return len(quiet.points)
 
-    async def fight(self, what: str, at: int) -> str:
+    async def fight(self, what: str, at: int | str) -> str:
         """Strike once; hold that all is well, and return how the work ended."""
         rig, enemy = self.rig, Enemy(self.rig, what, at)
         outside = rig.fingerprints()
-        ended = "done"
         try:
-            await self.work(rig.manager(enemy))
+            found = await self.work(rig.manager(enemy))
+            error = found.error if isinstance(found, Transaction) else None
+            ended = "waits" if found is None else error.code if error else "done"
         except Error as err:
             ended = err.code
-        assert ended != Error.code, (what, enemy.points[at])
-        assert rig.fingerprints() == outside, (what, enemy.points[at], ended)
+        assert enemy.struck is not None, at
+        assert ended != Error.code, (what, enemy.struck)
+        assert rig.fingerprints() == outside, (what, enemy.struck, ended)
         enemy.take_back()
         await self._recover()
-        assert rig.fingerprints() == outside, (what, enemy.points[at], ended)
-        assert rig.guards.all() == {}, (what, enemy.points[at], ended)
+        assert rig.fingerprints() == outside, (what, enemy.struck, ended)
+        assert rig.guards.all() == {}, (what, enemy.struck, ended)
         self._hold_nothing_was_copied(what)
         if what in {"images", "nvram", "swtpm"}:
-            assert rig.contents() in (self.before, self.after), (what, enemy.points[at], ended)
+            assert rig.contents() in (self.before, self.after), (what, enemy.struck, ended)
         self.again()
         return ended
 
@@ -214,23 +218,52 @@ def rig(tmp_path: Path) -> Iterator[Tenant]:
     return Tenant(tmp_path / "host").build()  # type: ignore[return-value]
 
 
-async def war(rig: Tenant, kind: str, stride: int) -> None:
+async def battle(rig: Tenant, kind: str) -> Battle:
     work = await prepared(rig, kind)
     rig.make_outside()
-    battle = Battle(rig, work)
-    count = await battle.points()
-    ends = [await battle.fight(what, at) for n, what in enumerate(WHAT) for at in range(n % stride, count, stride)]
-    assert len(set(ends)) > 1, ends
+    return Battle(rig, work)
+
+
+#: Where most could be reached if names were followed: right before something is made, moved, given away or removed.
+WORST = {
+    "snapshot": [
+        ("images", "before create-overlay vda"),
+        ("backing", "after create-overlay vda"),
+        ("data", "after create-overlay vda"),
+        ("file", "before switch-disks vda vdb"),
+    ],
+    "revert": [
+        ("images", "before create-overlay vda"),
+        ("nvram", "before receive nvram"),
+        ("nvram", "before swap nvram"),
+        ("swtpm", "before receive tpm"),
+        ("swtpm", "before swap tpm"),
+    ],
+    "delete": [
+        ("images", "after rebase vdb"),
+        ("images", "before replace vda"),
+        ("images", "before remove frozen vdb"),
+        ("file", "before commit vda"),
+        ("backing", "before commit vda"),
+        ("data", "before replace vda"),
+    ],
+}
 
 
 @pytest.mark.case("S11")
-@pytest.mark.parametrize("kind", ["snapshot", "revert", "delete"])
-async def test_a_swap_at_a_point_of_the_work_reaches_nothing_outside(rig: Tenant, kind: str) -> None:
-    await war(rig, kind, stride=24)
+@pytest.mark.parametrize("kind", WORST)
+async def test_a_swap_at_the_worst_points_reaches_nothing_outside(rig: Tenant, kind: str) -> None:
+    fought = await battle(rig, kind)
+    await fought.points()
+    ends = [await fought.fight(what, at) for what, at in WORST[kind]]
+    assert set(ends) != {"done"}, ends
 
 
 @pytest.mark.slow
 @pytest.mark.case("S11")
-@pytest.mark.parametrize("kind", ["snapshot", "revert", "delete"])
-async def test_a_swap_at_every_point_of_the_work_reaches_nothing_outside(rig: Tenant, kind: str) -> None:
-    await war(rig, kind, stride=1)
+@pytest.mark.parametrize("kind", WORST)
+async def test_a_swap_at_every_point_reaches_nothing_outside(rig: Tenant, kind: str) -> None:
+    fought = await battle(rig, kind)
+    count = await fought.points()
+    ends = [await fought.fight(what, at) for what in WHAT for at in range(count)]
+    assert set(ends) != {"done"}, ends
