@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from threading import Thread
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,7 @@ from tests.visits import Visit
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3_600)]
 
 KEPT, ARCHIVE, POLICY = "kept", "kept.coldframe", "thin"
+LABELLED = ["--label", "thin=yes"]
 #: For whoever works on a kind: one of so many of its points. All by default.
 EVERY = int(os.environ.get("STRIKE_EVERY", "1"))
 #: What followers and the engine do by the clock: it is struck once, and a run in which it did not come is no failure.
@@ -83,7 +85,6 @@ class Rounds:
         fleet.json("snapshot", "create", fleet.id, KEPT)
         self.kept = seen(fleet.guest)
         fleet.json("snapshot", "export", f"{fleet.guest.name}/{KEPT}", str(fleet.controller.root / ARCHIVE))
-        fleet.json("retention", "set", POLICY, "--vm", fleet.id, "--label", "thin=yes", "--keep-last", "1")
 
     def begin(self, kind: Kind) -> str:
         """Bring the guest to a state of its own, and the snapshot that a round works on."""
@@ -91,10 +92,12 @@ class Rounds:
         label = f"r{self.number:05}"
         change_at_rest(self.fleet.guest, label.encode())
         if kind.takes and "create" not in kind.words:
-            label_words = ["--label", "thin=yes"] if kind.thins else []
-            self.fleet.json("snapshot", "create", self.fleet.id, label, *label_words)
-            if kind.thins:
-                self.fleet.json("snapshot", "create", self.fleet.id, f"{label}-newer", *label_words)
+            self.fleet.json("snapshot", "create", self.fleet.id, label, *(LABELLED if kind.thins else []))
+        if kind.thins:  # in force only now: it is applied after each snapshot, too
+            policy = ["retention", "set", POLICY, "--vm", self.fleet.id, *LABELLED, "--keep-last", "1"]
+            self.fleet.json(*policy, "--disabled")
+            self.fleet.json("snapshot", "create", self.fleet.id, f"{label}-newer", *LABELLED)
+            self.fleet.json(*policy)
         return label
 
     def ask(self, kind: Kind, label: str) -> None:
@@ -206,10 +209,12 @@ def test_the_agent_killed_at_every_point_under_a_controller(rounds: Rounds, name
         fleet.agent.stop()
         fleet.agent.dies_at(point)
         fleet.agent.start()
-        rounds.ask(kind, label)
+        asking = Thread(target=rounds.ask, args=(kind, label))  # whoever waits gets no answer before the host is back
+        asking.start()
         fleet.agent.wait_gone()
         fleet.agent.dies_at(None)
         fleet.agent.start()
+        asking.join()
         rounds.judge(kind, label, before, point)
         visit(point)
     fleet.starts()

@@ -73,6 +73,8 @@ class Moves:
         self.rounds += 1
         self.moves = len([1 for one in self.controller.json("operation", "list")["items"] if one["kind"] == "vm-place"])
         change_at_rest(self.on(LEFT), f"{self.rounds:06}".encode())
+        # Without a start nobody knows that they changed, and a host that is lost gives the copies that are held.
+        assert self.controller.json("vm", "sync", self.id)["state"] == "succeeded"
         return seen(self.on(LEFT))
 
     def ended(self) -> str:
