@@ -16,6 +16,7 @@ def test_the_demo_passes_and_says_so_in_its_last_line(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.case("P1")
 @pytest.mark.case("R2")
