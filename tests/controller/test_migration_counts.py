@@ -35,7 +35,7 @@ def test_an_operation_under_way_is_still_its_owners_on_every_sqlite(tmp_path: Pa
             migration.up(migrator, db)
         db.execute_sql(RUNNING)  # type: ignore[no-untyped-call]
         statements: list[str] = []
-        db.connection().set_trace_callback(statements.append)
+        db.connection().set_trace_callback(statements.append)  # type: ignore[no-untyped-call]
         last.up(migrator, db)
         row = db.execute_sql("SELECT seq, memo, owner, beat, created_at FROM operation").fetchone()  # type: ignore[no-untyped-call]
         indexes = {index.name for index in db.get_indexes("operation")}
