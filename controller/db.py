@@ -98,11 +98,21 @@ class _Sqlite(_CountsWrites, peewee.SqliteDatabase):
         except OSError:
             wal = None
         if wal != self.files.get(_wal(path)):
+            self._replace_wal()
+
+    def _replace_wal(self) -> None:
+        """Write what is in a WAL that was removed to the database, and begin a new one.
+
+        Raises DatabaseFailed while another process reads by the old one: what both share would lead into the new one.
+        """
+        if not self.is_closed():  # or a try before this could not connect again
             log.error("the database's WAL was removed; what is in it is written to the database, and a new one begins")
-            self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # through the descriptor that we still have
+            busy, *_ = self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # by the descriptor we still have
+            if busy:
+                raise DatabaseFailed(reason="its WAL was removed while another process reads it; end that process")
             self.close()
-            self.connect()
-            self.begin_wal()
+        self.connect()
+        self.begin_wal()
 
     def begin_wal(self) -> None:
         """Have SQLite make its WAL, and note which files there are."""

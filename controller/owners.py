@@ -1,12 +1,15 @@
 """Who runs an operation: a name by which another controller can tell that the process behind it is dead.
 
 The name is ``boot id/PID namespace/PID/start time/random``, all but the last from ``/proc`` (proc(5)). Only a process
-of the same boot and PID namespace can be looked for; of any other only its silence tells.
+of the same boot and PID namespace can be looked for; of any other, and where ``/proc`` shows less than that
+(``subset=pid`` has no boot id, ``hidepid`` no process of another user), only its silence tells.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -40,29 +43,46 @@ class Silence:
 
 def new() -> str:
     """Name an engine of this process. Blocks for microseconds."""
-    return f"{_world()}/{_pid()}/{_start(_pid())}/{secrets.token_hex(8)}"
+    _, start = _state_and_start(_pid())
+    return f"{_world() or 'unknown'}/{_pid()}/{start}/{secrets.token_hex(8)}"
 
 
 def is_dead(owner: str) -> bool:
     """Tell whether the process that an engine was named for has certainly ended. Blocks for microseconds."""
     world, _, rest = owner.rpartition("/")[0].rpartition("/")[0].rpartition("/")
-    start = owner.split("/")[-2] if world else ""
-    return world == _world() and rest.isdigit() and _start(rest) != start
+    if not world or world != _world() or not rest.isdigit():
+        return False
+    try:
+        state, start = _state_and_start(rest)
+    except OSError:
+        return _is_free(int(rest))
+    return state in _ENDED or start != owner.split("/")[-2]
 
 
-def _world() -> str:
-    boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{(_PROC / 'self/ns/pid').readlink()}"
+def _world() -> str | None:
+    """Return the boot and the PID namespace, or None where ``/proc`` does not show them."""
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{(_PROC / 'self/ns/pid').readlink()}"
+    except OSError:
+        return None
 
 
 def _pid() -> str:
     return str((_PROC / "self").readlink())
 
 
-def _start(pid: str) -> str:
-    """Return when a process started, in clock ticks since boot; empty for one that has ended."""
+def _state_and_start(pid: str) -> tuple[str, str]:
+    """Return the state of a process, and when it started, in clock ticks since boot. Raises OSError."""
+    fields = (_PROC / pid / "stat").read_text().rpartition(")")[2].split()
+    return fields[_STATE], fields[_START]
+
+
+def _is_free(pid: int) -> bool:
+    """Tell whether no process has this number; ``/proc`` alone does not: it may hide those of other users."""
     try:
-        fields = (_PROC / pid / "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[_STATE] in _ENDED else fields[_START]
+        with suppress(PermissionError):
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False

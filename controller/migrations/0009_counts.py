@@ -7,14 +7,15 @@ old, are in the order in which they were recorded. What is recorded already keep
 from typing import Any
 
 import peewee
+from playhouse.migrate import migrate
 
 
-def up(_migrator: Any, db: peewee.Database) -> None:
+def up(migrator: Any, db: peewee.Database) -> None:
     """Exchange and add the columns."""
     for column in ("synced_seq", "dirty_seq"):
         db.execute_sql(f'ALTER TABLE "host_file" ADD COLUMN "{column}" INTEGER NOT NULL DEFAULT 0')  # type: ignore[no-untyped-call]
     db.execute_sql('ALTER TABLE "operation" ADD COLUMN "beat" INTEGER NOT NULL DEFAULT 0')  # type: ignore[no-untyped-call]
-    db.execute_sql('ALTER TABLE "operation" DROP COLUMN "lease_until"')  # type: ignore[no-untyped-call]
+    migrate(migrator.drop_column("operation", "lease_until"))  # SQLite below 3.35 (RHEL 9) has no DROP COLUMN
     for column, at in (("synced_seq", "synced_at"), ("dirty_seq", "dirty_since")):
         both = 'SELECT "synced_at" AS "at" FROM "host_file" UNION SELECT "dirty_since" AS "at" FROM "host_file"'
         earlier = f'SELECT COUNT(*) FROM ({both}) AS "known" WHERE "known"."at" <= "host_file"."{at}"'  # noqa: S608 - no value is pasted in

@@ -18,6 +18,22 @@ from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable
 from controller.models import MODELS, Content, Event, database
 from controller.store import events
 
+READER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN")
+db.execute("SELECT * FROM event").fetchall()
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def begin_to_read(path: Path) -> "subprocess.Popen[bytes]":
+    reader = subprocess.Popen([sys.executable, "-c", READER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    return reader
+
 
 def url(path: Path) -> str:
     return f"sqlite:///{path}"
@@ -139,6 +155,38 @@ async def test_what_was_committed_survives_that_the_wal_was_removed_and_the_proc
         for suffix in ("", "-wal"):
             shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
     async with Database(url(copy)) as db:
+        assert [event.type for event in await db.run(events.read, 0, 9)] == ["before", "after"]
+
+
+@pytest.mark.case("F5")
+async def test_a_wal_that_was_removed_under_a_reader_is_replaced_when_the_reader_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    async with Database(url(path)) as db:
+        await db.run(events.append, "before")
+        await db.run(database.execute_sql, "PRAGMA busy_timeout = 10")
+        reader = begin_to_read(path)
+        await db.run(events.append, "while it reads")
+        (tmp_path / "c.db-wal").unlink()
+        for _ in range(2):
+            with pytest.raises(DatabaseFailed, match="another process reads it"):
+                await db.run(events.append, "refused")
+        reader.communicate(b"end\n")
+        await db.run(events.append, "after")
+        kept = [event.type for event in await db.run(events.read, 0, 9)]
+    assert kept == ["before", "while it reads", "after"]
+
+
+@pytest.mark.case("F5")
+async def test_a_database_that_could_not_be_opened_again_is_opened_at_the_next_try(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    async with Database(url(path)) as db:
+        await db.run(events.append, "before")
+        (tmp_path / "c.db-wal").unlink()
+        (tmp_path / "c.db-wal").mkdir()
+        with pytest.raises(DatabaseFailed):
+            await db.run(events.append, "refused")
+        (tmp_path / "c.db-wal").rmdir()
+        await db.run(events.append, "after")
         assert [event.type for event in await db.run(events.read, 0, 9)] == ["before", "after"]
 
 

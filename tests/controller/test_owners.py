@@ -43,6 +43,30 @@ def test_of_another_machine_boot_or_version_nothing_is_known() -> None:
     assert not owners.is_dead("")
 
 
+def told_under(proc_options: str, code: str, user: int = 0) -> str:
+    """Run code as a user for whom ``/proc`` is mounted anew with these options, as systemd does for a service."""
+    begin = f"import os; from controller import owners; os.setgroups([]); os.setgid({user}); os.setuid({user}); {code}"
+    mount = f'mount -t proc -o {proc_options} proc /proc && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, sys.executable, begin], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_where_proc_shows_no_boot_id_an_engine_has_a_name_of_which_nothing_is_known() -> None:
+    name = told_under("subset=pid", "me = owners.new(); assert not owners.is_dead(me); print(me)")
+    assert name.startswith("unknown/")
+    assert not owners.is_dead(name)
+
+
+def test_a_living_process_that_proc_hides_is_not_taken_for_dead() -> None:
+    name, process = named_by_another_process(wait="input()")
+    for options in ("hidepid=invisible", "hidepid=noaccess"):
+        assert told_under(options, f"print(owners.is_dead({name!r}))", user=65534) == "False"
+    process.communicate("done")
+    assert told_under("hidepid=invisible", f"print(owners.is_dead({name!r}))", user=65534) == "True"
+
+
 class Clock:
     now_s = 1000.0
 
