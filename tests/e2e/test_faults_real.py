@@ -164,6 +164,7 @@ def test_agent_that_sleeps_past_the_lease_undoes_what_was_not_committed_and_fini
 def test_an_agent_that_is_restarted_fails_no_operation(fleet: MortalFleet) -> None:
     fleet.restart_controller()
     fleet.agent.stop()
+    fleet.agent.dies_at(None)
     fleet.ask("snapshot", "create", fleet.id, "while it restarts")
     fleet.agent.start()
     assert fleet.ended()[0]["state"] == "succeeded"

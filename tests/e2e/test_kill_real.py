@@ -22,7 +22,7 @@ from tests.visits import Struck
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
 #: `make test` dies at every eighth point here, and at every one with libvirt played; `make test-slow` at every one.
-SHARES = pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
+SHARES = pytest.mark.parametrize("share", [12, pytest.param(1, marks=pytest.mark.slow)])
 
 
 class Story:
