@@ -34,7 +34,7 @@ class Error(Exception):
 
 
 def _tellable(fact: Any) -> Any:
-    """Return text as UTF-8 can hold it: a file may have any bytes for a name, and its error is to be told all the same."""
+    """Return text as UTF-8 can hold it: a file may have any bytes for a name, and errors must be tellable."""
     if isinstance(fact, str):
         return fact.encode("utf-8", "backslashreplace").decode()
     return [_tellable(one) for one in fact] if isinstance(fact, list) else fact
