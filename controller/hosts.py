@@ -112,6 +112,7 @@ class Hosts:
             await self.db.run(hosts.change, name, after)
             await self._move(name, after)
         finally:
+            await self._unfollow(name)  # work that could not reach it has had it looked at in between
             self._follow_again(after.name if after.name in self._clients else name)
         self._tell("host-changed", host=name, name=after.name, url=after.url)
         return await self.db.run(hosts.get, after.name)

@@ -62,6 +62,7 @@ class EventLog:
         self._state = threading.Lock()  # held for a moment; taken on the event loop too
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._torn = False
+        self._rotating = False  # a segment may be there that begins with the next event: none may go before it
         make_directories(state_dir, "events")
         self._open()
 
@@ -135,7 +136,8 @@ class EventLog:
                 spool=spool,
             )
             encoded = msgspec.json.encode(line) + b"\n"
-            if self._size + len(encoded) > self._segment_bytes and self._segments[-1] <= self._last:
+            full = self._size + len(encoded) > self._segment_bytes and self._segments[-1] <= self._last
+            if full or self._rotating:
                 self._rotate()
             self._write(encoded)
             event = _event(line)
@@ -173,6 +175,7 @@ class EventLog:
     def _rotate(self) -> None:
         if self._torn:
             self._truncate()
+        self._rotating = True
         path = self._new_segment(_Header(log=self.log, first=self._last + 1, spool=self._spool))
         with storage("opening", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -182,6 +185,7 @@ class EventLog:
             self._descriptor, self._size = descriptor, size
             self._segments.append(self._last + 1)
             dropped, self._segments = self._segments[: -self._segments_kept], self._segments[-self._segments_kept :]
+        self._rotating = False
         for first in dropped:
             with storage("removing", self._path(first)):
                 self._path(first).unlink(missing_ok=True)

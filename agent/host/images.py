@@ -49,6 +49,15 @@ def overlay_bytes(virtual_size: int) -> int:
     return 3 * _CLUSTER_BYTES + -(-l1_bytes // _CLUSTER_BYTES) * _CLUSTER_BYTES
 
 
+def _is_text(path: Path) -> bool:
+    """Tell whether the API, the journal and libvirt can name a file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _fingerprint(facts: os.stat_result) -> str:
     return f"{facts.st_size}:{facts.st_mtime_ns}"
 
@@ -108,6 +117,8 @@ class _Walk:
             raise self._refuse(named_by, reason) from err
         except (OSError, RuntimeError, ValueError) as err:  # RuntimeError: a loop of links
             raise self._refuse(named_by, f"{path} cannot be resolved: {err}") from err
+        if not _is_text(resolved):
+            raise self._refuse(named_by, "it leads to a file whose name is not UTF-8")
         if not any(resolved.is_relative_to(directory) for directory in self._allowed):
             through = "" if resolved == path else f", which is {resolved},"
             raise self._refuse(named_by, f"{path}{through} lies outside the allowed image directories")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from agent.errors import StorageFailed
 from agent.host import dependents, files
 
 #: A directory of images has tens of files, a cluster's may have thousands; each costs a read of its header.
@@ -69,7 +70,12 @@ def search(places: Iterable[Place], entries_limit: int = ENTRIES_LIMIT) -> Findi
                         findings.complete = False
                         return findings
                     path = Path(entry.path)
-                    if _take(findings, path) and levels > 0:
+                    try:
+                        inner = _take(findings, path)
+                    except StorageFailed:
+                        findings.complete = False
+                        continue
+                    if inner and levels > 0:
                         waiting.append((path, levels - 1))
         except FileNotFoundError:
             continue
@@ -79,12 +85,15 @@ def search(places: Iterable[Place], entries_limit: int = ENTRIES_LIMIT) -> Findi
 
 
 def _take(findings: Findings, path: Path) -> bool:
-    """Note what one entry is; return whether it is a directory to look into."""
+    """Note what one entry is; return whether it is a directory to look into. Raises StorageFailed."""
     try:
         facts = path.lstat()
     except OSError:  # gone since it was listed
         return False
-    staged, overlay = path.name.startswith(files.STAGE_PREFIX), _OVERLAY.fullmatch(path.name)
+    told = os.fsencode(path).decode(errors="backslashreplace")
+    # What has no name that can be told is not ours: all of ours are UTF-8.
+    staged = path.name.startswith(files.STAGE_PREFIX) and told == str(path)
+    overlay = _OVERLAY.fullmatch(path.name) if told == str(path) else None
     regular = stat.S_ISREG(facts.st_mode)
     if staged or (overlay and regular):
         named = _STAGED.fullmatch(path.name) if staged else overlay
@@ -92,5 +101,5 @@ def _take(findings: Findings, path: Path) -> bool:
         moment = datetime.fromtimestamp(facts.st_mtime, UTC)
         findings.found.append(Found(path, not staged, transaction, facts.st_size, moment))
     if regular and not staged and (backing := dependents.backing_of(path)) is not None:
-        findings.standing_on.setdefault(backing, []).append(str(path))
+        findings.standing_on.setdefault(backing, []).append(told)
     return stat.S_ISDIR(facts.st_mode) and not staged

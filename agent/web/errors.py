@@ -18,8 +18,8 @@ class Error(Exception):
     message: ClassVar[str] = "Something unexpected went wrong; the server's log has the details"
 
     def __init__(self, **facts: Any) -> None:
-        self.facts = facts
-        super().__init__(self.message.format(**facts))
+        self.facts = {name: _tellable(value) for name, value in facts.items()}
+        super().__init__(self.message.format(**self.facts))
 
     def problem(self) -> Problem:
         """Render the error as it crosses the wire."""
@@ -31,6 +31,13 @@ class Error(Exception):
             type=f"/docs#{self.code}",
             facts=self.facts,
         )
+
+
+def _tellable(fact: Any) -> Any:
+    """Return text as UTF-8 can hold it: a file may have any bytes for a name, and errors must be tellable."""
+    if isinstance(fact, str):
+        return fact.encode("utf-8", "backslashreplace").decode()
+    return [_tellable(one) for one in fact] if isinstance(fact, list) else fact
 
 
 class InternalError(Error):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import signal
@@ -11,6 +12,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -25,6 +27,8 @@ _BACKLOG = 128
 _SOCKET_MODE = 0o600
 #: sun_path of unix(7) holds 108 bytes with the final NUL.
 _SOCKET_PATH_LIMIT_BYTES = 107
+#: The address, or its whole family, is none of this machine's.
+_NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 @dataclass(frozen=True)
@@ -121,22 +125,42 @@ async def listening(
 
 
 async def _bind_tcp(connections: Connections, listen: str, address: tuple[str, int]) -> list[Door]:
-    """Return a bound socket for each address of a name. Raises ListenRefused."""
+    """Return a bound socket for each address of a name that this machine has. Raises ListenRefused where it has none.
+
+    ``localhost`` stands for ``::1`` too in many a hosts file, also where the kernel has no IPv6.
+    """
     doors: list[Door] = []
+    failure: OSError | None = None
     try:
         found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
         for family, where in dict.fromkeys((one[0], one[4]) for one in found):
-            doors.append(connections.door(family, share_of_process()))
-            doors[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # IPv4 has a socket of its own
-                doors[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            doors[-1].bind(where)
-            doors[-1].setblocking(False)
+            try:
+                doors.append(_bound(connections, family, where))
+            except OSError as err:
+                if err.errno not in _NOT_HERE:
+                    raise
+                failure = err
+        if failure is not None and not doors:
+            raise failure
     except OSError as err:
         for door in doors:
             door.close()
         raise ListenRefused(listen=listen, reason=err.strerror or str(err)) from err
     return doors
+
+
+def _bound(connections: Connections, family: int, where: Any) -> Door:
+    door = connections.door(family, share_of_process())
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        door.bind(where)
+        door.setblocking(False)
+    except OSError:
+        door.close()
+        raise
+    return door
 
 
 def bind_unix(path: Path, connections: Connections) -> Door:

@@ -1,6 +1,7 @@
 """Reaching an enrolled agent elsewhere, while work on its host is under way."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from aiohttp.test_utils import TestServer
 from agent.web.errors import InvalidRequest, PreconditionFailed
 from agent.wire.fleet import ChangeHost
 from controller.errors import AgentRefusedToken, HostIsAnother, HostUnreachable
+from controller.models import database
 from controller.store import events, hosts
 from tests.controller.fake_agent import FakeAgent
 from tests.controller.world import HOST, World
@@ -113,5 +115,41 @@ async def test_a_renamed_host_is_followed_under_its_new_name(one: World) -> None
     await change(one, name="new")
     assert followed == [HOST, "new"]
     assert (await one.hosts.client("new").host()) == one.agent.facts
+    await one.hosts.change("new", ChangeHost(name=HOST), lambda: None)
+    await one.hosts.stop_following()
+
+
+async def test_a_host_that_is_renamed_while_work_gives_up_on_it_has_one_follower(one: World) -> None:
+    followers: dict[str, list[asyncio.Task[None]]] = {}
+    may_end = asyncio.Event()
+
+    async def follow() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await may_end.wait()  # its last word takes a while
+
+    def begin(name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(follow())
+        followers.setdefault(name, []).append(task)
+        return task
+
+    def let_it_end(point: str) -> None:
+        if point == "before database store.hosts.change":
+            loop.call_soon_threadsafe(may_end.set)
+            given_up.wait(5)
+
+    loop, given_up = asyncio.get_running_loop(), threading.Event()
+    one.hosts.start_following(begin)
+    await asyncio.sleep(0)
+    giving_up = asyncio.create_task(one.hosts.did_not_answer(HOST, "it is gone"))
+    giving_up.add_done_callback(lambda _: given_up.set())
+    while not followers[HOST][0].cancelling():
+        await asyncio.sleep(0)
+    database.obj.checkpoint = let_it_end
+    await change(one, name="new")
+    await giving_up
+    running = {name: [task for task in tasks if not task.done()] for name, tasks in followers.items()}
+    assert {name: len(tasks) for name, tasks in running.items()} == {HOST: 0, "new": 1}
     await one.hosts.change("new", ChangeHost(name=HOST), lambda: None)
     await one.hosts.stop_following()

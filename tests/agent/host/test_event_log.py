@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from agent.errors import StorageFailed
+from agent.host import files
 from agent.host.event_log import RECENT, EventLog
 from tests.agent.host.full_disk import full_file_system
 
@@ -154,6 +155,27 @@ def test_an_event_that_finds_the_disk_full_is_not_in_the_log_and_the_next_one_is
         assert newest(tmp_path).stat().st_size == log._size
         with closing(EventLog(tmp_path)) as again:
             assert numbers(again) == numbers(log)
+
+
+def test_a_segment_that_was_begun_and_whose_syncing_failed_hides_no_event_and_no_number_comes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_and_fail(path: Path, data: bytes, **options: str) -> None:
+        real(path, data, **options)  # type: ignore[arg-type]
+        raise StorageFailed(action="syncing", path=str(path), reason="Input/output error")
+
+    with closing(EventLog(tmp_path, segment_bytes=700)) as log:
+        fill(log, 2)
+        real = files.write_atomic
+        monkeypatch.setattr(files, "write_atomic", write_and_fail)
+        with pytest.raises(StorageFailed):
+            fill(log, 1, "long" * 100)
+        monkeypatch.undo()
+        fill(log, 1)  # this one has room in the segment before
+    with closing(EventLog(tmp_path, segment_bytes=700)) as log:
+        assert numbers(log) == [1, 2, 3]
+        fill(log, 1)
+        assert numbers(log) == [1, 2, 3, 4]
 
 
 def test_appends_from_many_threads_get_numbers_without_a_gap(log: EventLog, tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_a_linked_pool_directory_is_followed_and_paths_come_back_resolved(pool: 
 
 
 @pytest.mark.case("S11")
+def test_a_link_to_a_name_that_cannot_be_told_is_refused(pool: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(pool) + b"/\xff.qcow2"))
+    create(odd)
+    (pool / "top.qcow2").symlink_to(odd)
+    with pytest.raises(ImageRefused, match="not UTF-8"):
+        read(pool / "top.qcow2", pool)
+
+
+@pytest.mark.case("S11")
 def test_a_relative_name_that_a_link_gives_two_meanings_is_refused(pool: Path) -> None:
     for name in ("a", "b"):
         (pool / name).mkdir()

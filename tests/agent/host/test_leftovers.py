@@ -1,5 +1,7 @@
 """Finding files that are named as ours, in directories that hold much else."""
 
+import json
+import os
 import subprocess
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -37,6 +39,21 @@ def test_directories_are_looked_into_as_deep_as_was_asked_and_links_not_at_all(t
     (place / f"l.cf-{UUID(int=0)}.vda.qcow2").symlink_to(outside / name)
     assert [one.path for one in search(place, 0).found] == [place / name]
     assert {one.path for one in search(place, 2).found} == {place / name, deep / name}
+
+
+def test_a_file_that_cannot_be_read_makes_the_search_incomplete_and_does_not_end_it() -> None:
+    assert search(Path(f"/proc/{os.getpid()}"), 0) == Findings(complete=False)  # "mem" is regular, and reading is EIO
+
+
+def test_names_that_cannot_be_told_are_not_ours_and_are_spelt_out_as_dependents(tmp_path: Path) -> None:
+    overlay = Path(overlay_path(str(tmp_path / "a.qcow2"), uuid4(), "vda"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", overlay, "1M"], check=True)
+    for name in (b"\xff.qcow2", b"\xff" + os.fsencode(overlay.name), b".coldframe-\xff"):
+        odd = os.fsencode(tmp_path) + b"/" + name
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", overlay, odd], check=True)
+    found = search(tmp_path)
+    assert [one.path for one in found.found] == [overlay]
+    assert json.dumps(sorted(found.standing_on[overlay]), ensure_ascii=False).encode().count(b"xff") == 3
 
 
 def test_who_stands_on_an_overlay_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from agent.errors import HypervisorTimeout, ImageInUse, ImageRefused
@@ -66,6 +67,18 @@ async def test_disk_that_was_resized_between_snapshots_reads_the_same(one: Rig, 
             middle = taken
         above = taken
     await deleted(one, manager, story.delete_request(middle, {"vda": [above.volumes[0].path]}))
+
+
+@pytest.mark.case("S11")
+async def test_an_overlay_of_a_name_that_cannot_be_told_is_refused_and_leaves_no_guard(one: Rig) -> None:
+    manager = one.manager()
+    taken, _ = await story.snapshot(manager)
+    odd = os.fsencode(Path(taken.volumes[0].path).parent) + b"/\xff.qcow2"
+    img("create", "-q", "-f", "qcow2", "-b", taken.volumes[0].path, "-F", "qcow2", Path(os.fsdecode(odd)))
+    with pytest.raises(ImageRefused, match=r"udcff\.qcow2 stands on it") as refused:
+        await story.delete(manager, of_top(one, taken))
+    msgspec.json.encode(refused.value.problem())
+    assert not list((one.state_dir / "guards").iterdir())
 
 
 def remade(path: Path, *options: str) -> None:

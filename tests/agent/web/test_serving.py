@@ -88,6 +88,25 @@ async def test_a_port_in_use_is_refused_by_name(app: web.Application) -> None:
                 pytest.fail("it listened")
 
 
+async def test_a_name_needs_only_one_address_that_this_machine_has(
+    app: web.Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    here, elsewhere = (socket.AF_INET, *stream, ("127.0.0.1", 0)), (socket.AF_INET, *stream, ("192.0.2.1", 0))
+    unknown = (socket.AF_APPLETALK, *stream, ("::1", 0, 0, 0))  # as IPv6 where the kernel has none
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [unknown, elsewhere, here])
+    async with (
+        listening(app, listen="localhost:0", tls=None, socket_path=None) as urls,
+        aiohttp.ClientSession() as http,
+    ):
+        answer = await http.get(urls[0].replace("localhost", "127.0.0.1") + "/healthz")
+        assert answer.status == 401
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [unknown, elsewhere])
+    with pytest.raises(ListenRefused, match="Cannot assign"):
+        async with listening(app, listen="localhost:0", tls=None, socket_path=None):
+            pytest.fail("it listened")
+
+
 @pytest.mark.case("X1")
 async def test_root_on_the_unix_socket_needs_no_token_and_a_tcp_peer_does(app: web.Application, tmp_path: Path) -> None:
     path = tmp_path / "run" / "agent.sock"
