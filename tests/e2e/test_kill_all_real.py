@@ -105,6 +105,15 @@ class Rounds:
             *kind.command(self.fleet, label), *([] if kind.waits else ["--no-wait"]), check=False
         )
 
+    def ask_until_death(self, kind: Kind, label: str) -> Thread:
+        """Return once there is an answer or the controller is dead: who waits bears with one that is restarted."""
+        process = self.fleet.controller.process
+        assert process is not None
+        asking = Thread(target=self.ask, args=(kind, label))
+        asking.start()
+        wait_until("an answer", lambda: not (asking.is_alive() and process.alive()), 60, every_s=0.1)
+        return asking
+
     def judge(self, kind: Kind, label: str, before: dict[str, str], point: str) -> None:
         """Hold what must be true after any death, and end the round."""
         operation = self.fleet.ended()[0]
@@ -175,10 +184,11 @@ def test_the_controller_killed_at_every_point(rounds: Rounds, name: str, visit: 
         label = rounds.begin(kind)
         before = seen(fleet.guest)
         fleet.restart_controller(dies=point)
-        rounds.ask(kind, label)
+        asking = rounds.ask_until_death(kind, label)
         wait_until(f"the end at {point}", gone_or_done(fleet), 60, every_s=0.2)
         died = fleet.controller.process is not None and not fleet.controller.process.alive()
         fleet.restart_controller()
+        asking.join()
         rounds.judge(kind, label, before, point)
         if died:
             struck.append(point)
