@@ -53,6 +53,8 @@ class Limits:
     ``record_retry_s``: between tries to record an end that the database refused to take. ``parked_s``: an operation
     that waits for its VM to stop is not tried again for so long, though the VM is recorded as off: it may be starting.
     ``stream_s``: an export or import whose caller has not come with its stream by then fails.
+    ``look_s``, doubled up to ``look_max_s``: before a host is looked at again that one job of a VM after the other gave
+    up on.
     """
 
     per_host: int = 4
@@ -60,6 +62,8 @@ class Limits:
     record_retry_s: float = 2.0
     parked_s: float = 5.0
     stream_s: float = PATIENCE_S
+    look_s: float = 1.0
+    look_max_s: float = 30.0
     patience: Patience = field(default_factory=Patience)
 
 
@@ -75,6 +79,7 @@ class Engine:
         self.owner = owners.new()
         self._silence = owners.Silence(self.limits.owner_lease_s)
         self._jobs: dict[UUID, tuple[Job, asyncio.Task[None]]] = {}
+        self._pauses_s: dict[UUID | None, float] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -215,7 +220,20 @@ class Engine:
             # The caller still waits and the row still says "running": the database must take the end, sooner or later.
             log.error(kv("operation-end-not-recorded", operation=job.uuid), exc_info=failure)
             await asyncio.sleep(self.limits.record_retry_s)
-        for host, reason in job.unanswered.items():  # not before: what is queued then waits for no open operation
+        await self._have_looked_at(job)  # not before: what is queued then waits for no open operation
+
+    async def _have_looked_at(self, job: Job) -> None:
+        """Have the hosts looked at that a job gave up on: at once, and ever later while the VM's next jobs do so too.
+
+        A host that answers the look and not the job has the job queued again by it, for as long as that lasts.
+        """
+        vm = job.row.operation.vm
+        pause_s = self._pauses_s.pop(vm, 0.0)
+        if not job.unanswered:
+            return
+        self._pauses_s[vm] = min(max(self.limits.look_s, 2 * pause_s), self.limits.look_max_s)
+        await asyncio.sleep(pause_s)
+        for host, reason in job.unanswered.items():
             failure = await outcome(self.hosts.did_not_answer(host, reason))
             if failure is not None:
                 log.error(kv("host-not-recorded", host=host), exc_info=failure)

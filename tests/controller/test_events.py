@@ -172,6 +172,26 @@ async def test_a_copy_that_failed_while_the_host_was_gone_for_a_moment_is_taken_
         await until(one, saved)
 
 
+async def test_a_host_that_answers_all_but_one_call_is_looked_at_ever_more_slowly(one: World) -> None:
+    async def drop(number: int, called: str) -> None:
+        if called.endswith("/host-files/{type}"):
+            one.agent.faults[number] = "drop-before"
+
+    async def count() -> int:
+        return len((await one.db.run(operations.page, 1000, kind="vm-sync", state="succeeded")).items)
+
+    async def twice() -> bool:
+        return await count() == 2
+
+    await one.restart(look_s=1000.0, look_max_s=1000.0)
+    one.agent.on_call = drop
+    async with following(one):
+        await one.act("vm-sync", sync.Wanted())
+        await until(one, twice)  # the second was queued by the look that the first one asked for
+        for _ in range(300):
+            assert await count() == 2
+
+
 async def test_a_host_that_comes_back_is_asked_how_what_it_was_told_to_commit_ended(one: World) -> None:
     await one.snapshot(name="first")
     commit = one.agent.calls.index("POST /v1/transactions/{id}/commit")
