@@ -86,32 +86,34 @@ def _switched(ending: Ending) -> None:
         groups.reverted(ending.snapshot, ending.undo, moves_current=ending.moves_current)
 
 
-def as_defined(ending: Ending, disks: list[Disk]) -> bool:
+def as_defined(ending: Ending, disks: list[Disk]) -> bool | None:
     """Record how it ended as the VM's disks show, where its host cannot be asked any more; true: it took effect.
 
-    The definition is switched to all new files at one moment. A deletion or merge counts as stopped: a frozen file
-    that it had changed no longer has its fingerprint, and is refused by name by whatever would use it.
+    None where a chain is not known: nothing is recorded. The definition is switched to all new files at one moment. A
+    deletion or merge counts as stopped: a frozen file that it had changed no longer has its fingerprint, and is
+    refused by name by whatever would use it.
     """
     with write():
-        if switched := ending.kind in {"snapshot", "revert"} and _shows(ending, disks):
+        switched = _shows(ending, disks) if ending.kind in {"snapshot", "revert"} else False
+        if switched:
             _switched(ending)
-        else:
+        elif switched is not None:
             undone(ending)
         return switched
 
 
-def _shows(ending: Ending, disks: list[Disk]) -> bool:
-    """Return whether the disks are as a snapshot or revert leaves them."""
-    made = ending.snapshot if ending.kind == "snapshot" else ending.undo
+def _shows(ending: Ending, disks: list[Disk]) -> bool | None:
+    """Return whether the disks are as a snapshot or revert leaves them: on new files, right above its frozen ones."""
+    chains = {disk.target: [image.path for image in disk.chain] for disk in disks}
     try:
-        frozen = snapshots.group(made or ending.snapshot).volumes
-    except SnapshotNotFound:
+        frozen = {one.target: one.path for one in snapshots.group(ending.snapshot).volumes}
+        before = {one.target: one.path for one in snapshots.group(ending.undo).volumes} if ending.undo else {}
+    except SnapshotNotFound:  # it was not even written down
         return False
-    tops = {disk.target: disk.path for disk in disks}
-    if made is not None:  # what it froze was the tops
-        return bool(frozen) and all(tops.get(one.target, one.path) != one.path for one in frozen)
-    below = {disk.target: [image.path for image in disk.chain[1:2]] for disk in disks}
-    return all(below.get(one.target) == [one.path] for one in frozen)
+    if not all(chains.get(target) for target in frozen):
+        return None
+    fresh = all(chains[target][0] != path for target, path in before.items() if target in frozen)
+    return bool(frozen) and fresh and all(chains[target][1:2] == [path] for target, path in frozen.items())
 
 
 def deleted(operation: UUID, ending: Ending, view: Transaction, result: Mapping[str, Any]) -> list[VolumeOutcome]:

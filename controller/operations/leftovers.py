@@ -77,6 +77,8 @@ async def _settle_one(job: Job, old: Job, promised: Ending, *, given_up: bool) -
             raise
         facts = await job.db.run(vms.last_facts, job.vm)
         switched = await job.db.run(ending.as_defined, promised, facts.disks)
+        if switched is None:
+            raise
         told = {"operation": old.uuid, "vm": job.vm, "host": old.host, "took-effect": switched, "reason": str(err)}
         log.warning(kv("outcome-read-from-definition", **told))
         return

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
@@ -23,7 +24,7 @@ from controller.operations import clone, revert, snapshot_create, snapshot_delet
 from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
-from controller.store import bases, invariants, operations, snapshots, vms
+from controller.store import bases, clones, groups, invariants, operations, snapshots, vms
 from controller.store import hosts as hosts_store
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.fake_machine import FakeVm
@@ -35,6 +36,14 @@ HOST, OTHER = "kvm1", "kvm2"
 HASTY = Patience(tries=2, retry_s=0.001, retry_max_s=0.002, outcome_deadline_s=0.2, poll_s=0.001)
 #: For where the agent lives: however busy this machine is, it answers in the end.
 PATIENT = replace(HASTY, tries=100, outcome_deadline_s=20)
+
+
+def _unsettled(host: str) -> list[UUID]:
+    return sorted({*groups.unsettled_vms(host), *clones.unsettled_vms(host)})
+
+
+def _place(vm: UUID, host: str) -> tuple[UUID, str]:
+    return vm, host
 
 
 class World:
@@ -155,9 +164,11 @@ class World:
             agent.on_call = None
             agent.dead, agent.linger = False, 0
             agent.expire_leases()
-        if await self.db.run(invariants.unsettled):
-            operation = await self.sync()
-            assert operation.state == "succeeded", operation.error
+        for host in (HOST, OTHER):  # as their followers do
+            for vm in await self.db.run(_unsettled, host):
+                queued = await self.engine.submit("vm-sync", sync.Wanted(), partial(_place, vm, host))
+                operation = await self.ended(queued.uuid)
+                assert operation.state == "succeeded" or vm != self.vm.uuid, operation.error
 
     async def check(self) -> None:
         """Raise where the records contradict themselves, or the host."""
