@@ -5,6 +5,7 @@ run again.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from agent.wire.transaction import Transaction, VolumeOutcome
 from agent.wire.vm import Disk
 from controller.db import write
 from controller.errors import SnapshotNotFound
-from controller.operations.job import CONCLUDED
+from controller.operations.job import CONCLUDED, Job
 from controller.store import bases, groups, operations, snapshots
 from controller.store.groups import NewGroup
 
@@ -42,6 +43,17 @@ class Ending(Request, kw_only=True, frozen=True):
     def promised(self) -> dict[str, Any]:
         """Return what an operation remembers before it begins the transaction."""
         return {f"{_KEY}{self.transaction}": self}
+
+
+async def promise(job: Job, ending: Ending, facts: Mapping[str, Any]) -> None:
+    """Remember what the transaction that comes next does to the records, with ``facts``, and how it is taken back."""
+    taken_back_on_failure(job, ending)
+    await job.step("prepare", {**ending.promised(), **facts})
+
+
+def taken_back_on_failure(job: Job, ending: Ending) -> None:
+    """Have the job take a promise back if it fails before its commit was sent."""
+    job.on_failure(ending.transaction, partial(job.owned, undone, ending))
 
 
 def endings(memo: Mapping[str, Any]) -> list[Ending]:

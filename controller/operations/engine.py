@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -29,7 +28,7 @@ from controller.archive.transfers import PATIENCE_S, Streams
 from controller.db import Database, write
 from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
-from controller.operations.ending import endings, parked, undone
+from controller.operations.ending import endings, parked, taken_back_on_failure
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
 from controller.store import operations
 
@@ -242,7 +241,7 @@ class Engine:
         """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back."""
         for left in reversed(range(_RUNS)):
             for promised in endings(job.memo):  # by an earlier run: this one may fail before it gets as far
-                job.on_failure(promised.transaction, partial(job.owned, undone, promised))
+                taken_back_on_failure(job, promised)
             ended = await outcome(self.kinds[job.row.operation.kind](job))
             if not isinstance(ended, Exception):
                 return ended

@@ -81,8 +81,7 @@ async def _go_back(job: Job, wanted: Wanted) -> dict[str, Any]:
     uploads = {} if wanted.volumes is not None else await job.db.run(_bytes_of, group)
     end = _ending(job, wanted)
     request = build_request(job, wanted, group, end, await _held(job, wanted))
-    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
-    await job.step("prepare", {**end.promised(), _HELD: request.held})
+    await ending.promise(job, end, {_HELD: request.held})
     await job.db.run(groups.begin, wanted.snapshot, "reverting")
     view = await transaction.prepare(job, end.transaction, request)
     async with transaction.leased(job, view.id):
@@ -260,7 +259,7 @@ async def _retire(job: Job, newest: UUID, remarks: list[str]) -> tuple[list[str]
 async def _stood_on(job: Job, group: Group) -> bool:
     """Return whether anything stands on the undo point: its data are moved by an operation of their own."""
     left = [volume for volume in group.volumes if not volume.merged]
-    return any([await job.db.run(bases.children, volume.host, volume.path) for volume in left])
+    return bool(await job.db.run(bases.occupied, [(volume.host, volume.path) for volume in left]))
 
 
 def _ask_for(job: Job, left: list[UUID]) -> list[UUID]:

@@ -5,7 +5,6 @@ with its backup files, under the snapshot's own UUID as ``creating``; then the h
 ``ready`` and what the VM stands on. A failure at any line before commit leaves the VM and the records as before.
 """
 
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -68,8 +67,7 @@ async def take(job: Job, wanted: Wanted, memo: str = CONCLUDED) -> dict[str, Any
     snapshot = wanted.uuid or job.id_for("snapshot")
     end = Ending(kind="snapshot", transaction=job.id_for("transaction"), snapshot=snapshot)
     seed = await _seed(job, wanted)
-    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
-    await job.step("prepare", {**end.promised(), "seed": seed})
+    await ending.promise(job, end, {"seed": seed})
     view = await transaction.prepare(job, end.transaction, _request(job, wanted, end, seed))
     filled, seeded = _fill(job, wanted, seed, view)
     async with transaction.leased(job, view.id):

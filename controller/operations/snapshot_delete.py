@@ -7,7 +7,6 @@ it to stop.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -122,9 +121,8 @@ async def merge(job: Job, end: Ending, group: Group, result: dict[str, Any]) -> 
     key = f"fate {end.transaction}"
     fate = job.recalled(key, Fate) or await fate_of(job, group)
     end = msgspec.structs.replace(end, kept=fate.kept)
-    job.on_failure(end.transaction, partial(job.owned, ending.undone, end))
     # It is remembered: after the merge the host shows other children, and the request must stay the same.
-    await job.step("prepare", {**end.promised(), key: fate})
+    await ending.promise(job, end, {key: fate})
     await job.db.run(groups.begin, end.snapshot, "deleting")
     view = await _carried_out(job, end, fate.doomed) if fate.doomed else _nothing_left(job, end)
     told = {**result, "hidden": fate.kept, "moved_bytes": sum(one.moved_bytes for one in view.outcomes)}

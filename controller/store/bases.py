@@ -45,9 +45,11 @@ def standing(host: str, elsewhere: Iterable[Shown] = ()) -> dict[str, list[Child
     return {path: sorted(children) for path, children in found.items()}
 
 
-def children(host: str, path: str) -> list[Child]:
-    """Return what stands on one file, as seen from the work of this host."""
-    return standing(host).get(path, [])
+def occupied(files: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return those of the files, each a host and a path, on which anything stands as seen from that host's work."""
+    wanted = set(files)
+    stands = {host: standing(host) for host in {host for host, _ in wanted}}
+    return {(host, path) for host, path in wanted if path in stands[host]}
 
 
 def _all(host: str, elsewhere: Iterable[Shown]) -> Iterator[tuple[str, Child]]:

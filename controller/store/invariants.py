@@ -48,7 +48,8 @@ def idle_bases() -> list[VolumeSnapshot]:
     """
     with read():
         found = VolumeSnapshot.select().where(VolumeSnapshot.hidden).order_by(VolumeSnapshot.id)
-        return [row for row in found if not bases.children(row.host, row.path)]
+        occupied = bases.occupied((row.host, row.path) for row in found)
+        return [row for row in found if (row.host, row.path) not in occupied]
 
 
 def _contents() -> Iterator[str]:

@@ -48,7 +48,7 @@ async def test_several_clones_are_made_each_with_its_own_files(one: World, mode:
         assert backings == (frozen if mode == "linked" else dict.fromkeys(frozen))
         assert fake.host_files == {"nvram": one.vm.host_files["nvram"]}
         assert (await one.db.run(vms.get, vm)).host == HOST
-    standing = await one.db.run(bases.children, HOST, frozen["vda"])
+    standing = await one.db.run(lambda: bases.standing(HOST)[frozen["vda"]])
     assert {child.vm for child in standing} == {one.vm.uuid, *(made.values() if mode == "linked" else [])}
 
 
