@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -16,14 +15,15 @@ from agent.wire.vm import VmState
 from controller.operations import place, restore_host_files, snapshot_create, snapshot_delete
 from controller.operations.job import Job
 from controller.store import host_files, operations, snapshots, vms, volumes
+from tests.controller.databases import Databases
 from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import Two, code, two
 from tests.controller.world import HASTY, HOST, OTHER
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Two]:
-    async with two(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[Two]:
+    async with two(databases) as made:
         yield made
 
 
