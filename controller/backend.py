@@ -10,7 +10,11 @@ import peewee
 
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 
-_CHANGE = re.compile(r'(?:INSERT|UPDATE|DELETE)[A-Z ]*"(?P<table>\w+)"')
+#: A statement as peewee writes it that changes rows.
+CHANGE = re.compile(r'(?:INSERT|UPDATE|DELETE)[A-Z ]*"(?P<table>\w+)"')
+
+
+MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, peewee.NotSupportedError)
 
 
 class Backend(peewee.Database):
@@ -30,7 +34,7 @@ class Backend(peewee.Database):
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run one statement."""
-        if change := _CHANGE.match(sql):
+        if change := CHANGE.match(sql):
             self.writes += 1
             self.touched.add(change["table"])
         return super().execute_sql(sql, params)  # type: ignore[no-untyped-call]
@@ -57,6 +61,10 @@ class Backend(peewee.Database):
     def reading(self) -> AbstractContextManager[object]:
         """A transaction that sees one state."""
         raise NotImplementedError
+
+    def is_mistake(self, err: peewee.PeeweeException) -> bool:
+        """Tell whether it is our code's mistake: not the database's failure, and reported as unexpected."""
+        return isinstance(err, MISTAKES)
 
     def failed(self, err: peewee.PeeweeException) -> str:
         """Say why work failed, without the statement or its values, which may be secret; be ready for the next."""

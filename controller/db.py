@@ -31,9 +31,6 @@ T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: Our code's mistakes: they are not the database's failure and are reported as unexpected.
-_MISTAKES = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, peewee.NotSupportedError)
-
 
 class _TakenBack(Exception):
     """Ends a transaction that nothing shall come of."""
@@ -111,12 +108,12 @@ class Database:
         try:
             real.begin_work(asked_at_s)
             result = work()
-        except _MISTAKES:
-            raise
         except DatabaseFailed as err:
             self.failing = str(err)
             raise
         except peewee.PeeweeException as err:
+            if real.is_mistake(err):
+                raise
             self.failing = real.failed(err)
             raise DatabaseFailed(reason=self.failing) from err
         finally:

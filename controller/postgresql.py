@@ -18,7 +18,7 @@ from psycopg import conninfo
 from psycopg.pq import TransactionStatus
 
 from agent.web.log import kv
-from controller.backend import Backend, causes
+from controller.backend import CHANGE, Backend, causes
 from controller.errors import CommitUnconfirmed, DatabaseFailed
 
 log = logging.getLogger("coldframe.database")
@@ -159,6 +159,13 @@ class Postgresql(Backend, peewee.PostgresqlDatabase):
             self._gave_up_at_s, self._gave_up_because = time.monotonic(), _reason(err, "PostgreSQL cannot be reached")
             raise DatabaseFailed(reason=self._gave_up_because) from err
 
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """Run one statement. A change that is no part of a transaction takes its turn as one does."""
+        if self.transaction_depth() == 0 and CHANGE.match(sql):
+            with self.writing():
+                return super().execute_sql(sql, params)
+        return super().execute_sql(sql, params)
+
     def begin(self, isolation_level: str | None = None) -> None:
         """Begin a transaction that writes, or by other statements. Raises peewee's errors; none is begun then."""
         try:
@@ -190,6 +197,11 @@ class Postgresql(Backend, peewee.PostgresqlDatabase):
     def reading(self) -> AbstractContextManager[object]:
         """A transaction that sees one state and may change nothing."""
         return self.atomic(_READ)
+
+    def is_mistake(self, err: peewee.PeeweeException) -> bool:
+        """Tell whether it is our code's mistake. Tables or rights that are not there are the database's failure."""
+        told_by_server = any(getattr(cause, "sqlstate", None) for cause in causes(err))
+        return super().is_mistake(err) and not (isinstance(err, peewee.ProgrammingError) and told_by_server)
 
     def failed(self, err: peewee.PeeweeException) -> str:
         """Say why work failed, and let go of a connection on which no more can be done."""
@@ -237,10 +249,10 @@ def _reason(err: BaseException, otherwise: str) -> str:
 
 def _told(err: BaseException) -> str:
     """Return what the driver tells about a connection, for the operator's eyes: it names addresses, no password."""
-    first = next((cause for cause in causes(err) if isinstance(cause, psycopg.Error)), err)
-    if isinstance(first, psycopg.ProgrammingError) and first.sqlstate is None:
+    told = next((cause for cause in reversed(causes(err)) if isinstance(cause, psycopg.Error)), err)
+    if isinstance(told, psycopg.ProgrammingError) and told.sqlstate is None:
         return "the address cannot be read"  # what cannot be read may be a password with a sign that needs %XX
-    return "; ".join(str(first).split("\n"))
+    return "; ".join(str(told).split("\n"))
 
 
 def _words(name: str) -> str:

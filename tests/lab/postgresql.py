@@ -56,6 +56,7 @@ class Postgresql:
         self.port = free_port()
         self._postmaster: Process | None = None
         self._free: list[str] = []
+        self._tables = 0
 
     def __enter__(self) -> Self:
         self.namespace.open()
@@ -193,7 +194,11 @@ class Postgresql:
                 if table not in _OF_MIGRATIONS:
                     connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
             connection.execute("SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'")
-        self._free.append(name)
+        if tables and len(tables) == (self._tables or len(tables)):
+            self._tables = len(tables)
+            self._free.append(name)
+        else:  # the test has taken it apart
+            self.drop(name)
 
     def backends(self, name: str) -> list[int]:
         """Return the processes that serve a database."""
