@@ -21,7 +21,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --no-con
 export LC_ALL = C.UTF-8
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help as-root deps venv demo demo-fleet test test-slow lint bench install uninstall dist lock clean
+.PHONY: help as-root deps venv bytecode demo demo-fleet test test-slow lint bench install uninstall dist lock clean
 
 help: ## list what can be done here
 	@echo "Coldframe $(VERSION). Targets:"
@@ -43,20 +43,24 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
+# By whoever runs make: as root no byte code is written (.ci/as-root), and a thousand processes would each compile anew.
+bytecode: venv
+	@$(BIN)/python -m compileall -q agent controller tests
+
 # First of all, so that whoever cannot be root is told before anything is downloaded.
 as-root:
 	@.ci/as-root true
 
-demo: as-root deps venv ## show the main job on a private host with a real VM
+demo: as-root deps bytecode ## show the main job on a private host with a real VM
 	@.ci/as-root $(BIN)/python -m tests.e2e.demo
 
-demo-fleet: as-root deps venv ## show two hosts: a tree, a middle delete, a clone, an archive, a move
+demo-fleet: as-root deps bytecode ## show two hosts: a tree, a middle delete, a clone, an archive, a move
 	@.ci/as-root $(BIN)/python -m tests.e2e.demo_fleet
 
-test: as-root deps venv ## run the tests, real libvirt, QEMU, OVMF and swtpm included
+test: as-root deps bytecode ## run the tests, real libvirt, QEMU, OVMF and swtpm included
 	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m "not slow" --whole-run $(ARGS)
 
-test-slow: as-root deps venv ## run the long storms that `make test` leaves out
+test-slow: as-root deps bytecode ## run the long storms that `make test` leaves out
 	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m slow $(ARGS)
 
 lint: deps venv ## check format, style, types and shell scripts
@@ -65,7 +69,7 @@ lint: deps venv ## check format, style, types and shell scripts
 	$(BIN)/mypy
 	shellcheck $(SHELL_FILES)
 
-bench: as-root deps venv ## measure snapshots against virsh; writes build/bench.json
+bench: as-root deps bytecode ## measure snapshots against virsh; writes build/bench.json
 	@mkdir -p $(BUILD)
 	@.ci/as-root $(BIN)/python -m tests.bench
 

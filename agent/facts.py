@@ -58,6 +58,7 @@ class Facts:
             boot_id=await asyncio.to_thread(boot_id),
             route=await self._network.route_to(controller) if controller else None,
             keeper=await asyncio.to_thread(self._keepers.get),
+            now=utc_now(),
         )
 
     async def _versions(self) -> Versions | None:

@@ -171,7 +171,7 @@ class BackupFile(Record):
 
 
 class Snapshot(Record):
-    """All disks and host files of one VM at one moment. ``current``: the VM stands on it."""
+    """All disks and host files of one VM at one moment. ``current``: the VM stands on it; ``seq``: their order."""
 
     uuid: Field[UUID] = UuidField(primary_key=True)
     vm_id: UUID
@@ -196,6 +196,7 @@ class Snapshot(Record):
     tpm_secret: Field[UUID | None] = UuidField(null=True)
     transaction: Field[UUID | None] = UuidField(null=True)
     created_at: Field[datetime] = TimeField(default=utc_now)
+    seq: Field[int] = BigIntegerField(default=0)
 
     class Meta:
         """Name the table."""

@@ -4,12 +4,12 @@ Every rule of a policy looks at all snapshots that the policy covers, of one VM,
 each hour, day, week (ISO 8601) or month in UTC until it has as many as it wants; periods without a snapshot do not
 count. What any rule of any policy keeps is kept. What was kept is kept again however often the same is asked.
 
-No rule asks how old a snapshot is, so a clock that is ahead makes none of them go. But it makes new ones look newer
-than all that follow, and one that is behind makes them look older than all: while a snapshot of a VM is dated later
-than now, the order of the VM's snapshots is not known, and none of them goes.
+No rule asks how old a snapshot is, so a clock that is ahead makes none of them go. Which is newer tells the order in
+which they were taken, whatever their dates say. But a clock that is wrong puts snapshots into hours and days that are
+not theirs: while one of a VM is dated later than now, none of that VM goes.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -41,18 +41,18 @@ class Verdict:
 
 
 def plan(
-    found: Iterable[Snapshot],
+    found: Sequence[Snapshot],
     policies: Sequence[RetentionPolicy],
     going: Collection[UUID] = frozenset(),
     *,
     now: datetime,
 ) -> list[Verdict]:
-    """Return a verdict on each snapshot, newest first; only what a policy covers can go.
+    """Return a verdict on each snapshot, newest first; only what a policy covers can go. ``found``: as they were taken.
 
     ``going`` are snapshots whose deletion others have asked for or begun: they go, and no rule counts on them. The
     newest that a policy counts always stays, as each policy has a rule that keeps it.
     """
-    newest_first = sorted(found, key=lambda one: (one.created_at, one.uuid), reverse=True)
+    newest_first = found[::-1]
     kept: dict[UUID, list[str]] = {}
     for policy in policies:
         for vm in {one.vm for one in newest_first}:
@@ -61,10 +61,10 @@ def plan(
                 kept.setdefault(uuid, []).append(f"policy {policy.name}: {', '.join(rules)}")
     verdicts = [_verdict(one, policies, kept.get(one.uuid, []), going) for one in newest_first]
     ahead = {one.vm: one for one in newest_first if is_ahead(one, now)}
-    return [_unless_order_is_unknown(one, ahead.get(one.snapshot.vm), going) for one in verdicts]
+    return [_unless_dates_are_wrong(one, ahead.get(one.snapshot.vm), going) for one in verdicts]
 
 
-def _unless_order_is_unknown(one: Verdict, ahead: Snapshot | None, going: Collection[UUID]) -> Verdict:
+def _unless_dates_are_wrong(one: Verdict, ahead: Snapshot | None, going: Collection[UUID]) -> Verdict:
     if ahead is None or one.keep or one.snapshot.uuid in going or one.snapshot.state == "deleting":
         return one
     told = f"snapshot {ahead.name} is dated {ahead.created_at:%Y-%m-%d %H:%M} UTC, which is still to come"

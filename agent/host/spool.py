@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,8 @@ EVENT_TYPES = frozenset({"vm.starting", "vm.started", "vm.stopped", "vm.start-re
 #: Listing an empty directory takes microseconds, and asking "is there a note?" rather than "did something change?"
 #: cannot miss one. inotify would need a further dependency to be a fifth of a second faster.
 POLL_S = 0.2
-#: A note is renamed milliseconds after it was begun; one this old was left by a hook that was killed.
+#: A note is renamed milliseconds after it was begun; one that was seen this long, by a clock that nobody sets, was left
+#: by a hook that was killed.
 ABANDONED_S = 60.0
 
 _NUMBER = re.compile(r"[0-9]{20}")
@@ -42,10 +43,14 @@ class _Note(NamedTuple):
 class Spool:
     """The spool directory of one host. One drain at a time."""
 
-    def __init__(self, state_dir: Path, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, state_dir: Path, poll_s: float = POLL_S, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._directory = state_dir / "spool"
         self._rejected = self._directory / "rejected"
         self._poll_s = poll_s
+        self._monotonic = monotonic
+        self._begun: dict[tuple[Path, int], float] = {}  # notes not finished, as last written: since when they are seen
         make_directories(state_dir, "spool", "spool/rejected")
 
     def drain(self, log: EventLog) -> Iterator[HostEvent]:
@@ -87,9 +92,14 @@ class Spool:
 
     def _remove_abandoned(self) -> None:
         with storage("listing", self._directory):
-            staged = [path for path in self._directory.glob(".*.new") if _age_s(path) > ABANDONED_S]
-            for path in staged:
-                path.unlink(missing_ok=True)
+            now = self._monotonic()
+            seen = [
+                (path, written) for path in self._directory.glob(".*.new") if (written := _written(path)) is not None
+            ]
+            self._begun = {one: self._begun.get(one, now) for one in seen}
+            for (path, _), since in self._begun.items():
+                if now - since > ABANDONED_S:
+                    path.unlink(missing_ok=True)
 
     async def changed(self, timeout_s: float) -> bool:
         """Return True as soon as there is something to drain, False after ``timeout_s``.
@@ -140,8 +150,9 @@ def _moment(text: str, path: Path) -> datetime:
             return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _age_s(path: Path) -> float:
+def _written(path: Path) -> int | None:
+    """Return when a file was last written to, by whatever clock; None for one that is gone."""
     try:
-        return time.time() - path.stat().st_mtime
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
-        return 0.0
+        return None

@@ -46,7 +46,8 @@ class Keeper(Answer, frozen=True):
 class HostFacts(Answer, kw_only=True, frozen=True):
     """What an agent says of its host. ``hook`` is the state of the libvirt hook that guards starts.
 
-    ``keeper``: no other controller may change anything there; null until one has.
+    ``keeper``: no other controller may change anything there; null until one has. ``now``: the time there, to set its
+    other times against; null from an agent of an older version.
     """
 
     hostname: str
@@ -62,6 +63,7 @@ class HostFacts(Answer, kw_only=True, frozen=True):
     boot_id: str
     route: Route | None = None
     keeper: Keeper | None = None
+    now: datetime | None = None
 
     @classmethod
     def example(cls) -> "HostFacts":
@@ -79,4 +81,5 @@ class HostFacts(Answer, kw_only=True, frozen=True):
             started_at=datetime(2026, 11, 2, 9, 0, tzinfo=UTC),
             boot_id="f2b0c9f2-3b7a-4d45-9d5e-6d3e8f0f6a10",
             route=Route(destination="192.0.2.1", interface="br0", source="192.0.2.7", gateway=None),
+            now=datetime(2026, 11, 2, 9, 30, tzinfo=UTC),
         )

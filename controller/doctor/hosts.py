@@ -12,6 +12,8 @@ from controller.store.survey import Records
 #: Prepare and commit take seconds. A merge may take hours and is not judged by the clock.
 HELD_UP_AFTER = timedelta(minutes=15)
 _LAPSED_AFTER = timedelta(minutes=1)
+#: Clocks that are kept right differ by less than a second; this leaves room for a slow answer.
+_APART = timedelta(minutes=5)
 
 
 def judge(look: Look, records: Records, version: str, now: datetime, together: Together) -> list[Finding]:
@@ -22,9 +24,10 @@ def judge(look: Look, records: Records, version: str, now: datetime, together: T
         return [_finding(look, "host-unreachable", f"host {look.host} does not answer: {reason}", repair)]
     checks = (
         _facts(look, version),
+        _clock(look, now),
         _keeper(look, records),
         _guards(look),
-        _transactions(look, now),
+        _transactions(look, look.facts.now or now),
         _leftovers(look, together),
     )
     return [finding for check in checks for finding in check]
@@ -56,6 +59,14 @@ def _facts(look: Look, version: str) -> Iterator[Finding]:
             yield _finding(look, "vm-unreadable", what, "Mend what the reason names; see: virsh dumpxml", vm=vm.uuid)
 
 
+def _clock(look: Look, now: datetime) -> Iterator[Finding]:
+    there = None if look.facts is None else look.facts.now
+    if there is not None and abs(there - now) > _APART:
+        told = f"the clock of host {look.host} shows {there:%Y-%m-%d %H:%M:%S} UTC where the controller's shows "
+        what = f"{told}{now:%Y-%m-%d %H:%M:%S}: no work depends on it, but what happened when cannot be told"
+        yield _finding(look, "clock-apart", what, "Correct whichever is wrong; see timedatectl", severity="warning")
+
+
 def _keeper(look: Look, records: Records) -> Iterator[Finding]:
     keeper = None if look.facts is None else look.facts.keeper
     if keeper is not None and keeper.controller != records.own:
@@ -80,6 +91,7 @@ def _guards(look: Look) -> Iterator[Finding]:
 
 
 def _transactions(look: Look, now: datetime) -> Iterator[Finding]:
+    """``now`` is the host's own time, as theirs are."""
     for one in look.open_transactions().values():
         if reason := _held_up(one, now):
             what = f"{one.kind} transaction {one.id} is {one.state} since {one.started_at:%Y-%m-%d %H:%M:%S}: {reason}"

@@ -9,7 +9,7 @@ held are used, if they are as new as the VM or the caller says so.
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -200,7 +200,7 @@ def _require_fresh(
     stale = [one for one in kept.values() if one.dirty_since is not None]
     if stale:
         oldest = min((one.synced_at for one in stale if one.synced_at is not None), default=utc_now())
-        age = str(utc_now() - oldest).split(".", maxsplit=1)[0]
+        age = str(max(utc_now() - oldest, timedelta())).split(".", maxsplit=1)[0]
         types = " and ".join(sorted(one.type for one in stale))
         told = {"vm": facts.name, "types": types, "synced_at": oldest.isoformat(timespec="seconds"), "age": age}
         raise HostFilesStale(**told, host=stale[0].host, reason=reason)

@@ -53,7 +53,5 @@ def is_superseded(snapshot: UUID) -> bool:
             row = snapshots.row_of(snapshot)
         except SnapshotNotFound:
             return True  # the deletion itself says that it is gone
-        newer = Snapshot.select().where(
-            Snapshot.vm == row.vm_id, Snapshot.automatic, Snapshot.created_at > row.created_at
-        )
+        newer = Snapshot.select().where(Snapshot.vm == row.vm_id, Snapshot.automatic, Snapshot.seq > row.seq)
         return row.automatic and newer.exists()

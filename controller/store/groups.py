@@ -254,6 +254,7 @@ def _insert(new: NewGroup) -> None:
         tpm_secret=new.tpm_secret,
         transaction=new.transaction,
         created_at=new.created_at,
+        seq=snapshots.next_seq(),
     )
     for volume in new.volumes:
         VolumeSnapshot.create(

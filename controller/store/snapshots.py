@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from peewee import JOIN
+from peewee import JOIN, fn
 
 from agent.wire import snapshot as wire
 from agent.wire.backup_file import BackupFile as WireBackupFile
@@ -18,7 +17,9 @@ from controller.models import BackupFile, Snapshot, Vm, VolumeSnapshot
 from controller.store import backup_files
 from controller.store.paging import Slice, after_position, filtered, page_of
 
-Position = tuple[datetime, UUID]
+Position = tuple[int, UUID]
+#: As they were taken: a clock that was wrong then has no say in it.
+ORDER = (Snapshot.seq, Snapshot.uuid)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def whole(uuid: UUID) -> Group:
 
 
 def tree(vm: UUID) -> list[wire.Snapshot]:
-    """Return all snapshots of a VM, each after its parent, siblings by time."""
+    """Return all snapshots of a VM, each after its parent, siblings as they were taken."""
     with read():
-        rows = wires(_select().where(Snapshot.vm == vm).order_by(Snapshot.created_at, Snapshot.uuid))
+        rows = wires(_select().where(Snapshot.vm == vm).order_by(*ORDER))
     children: dict[UUID | None, list[wire.Snapshot]] = {}
     for one in rows:
         children.setdefault(one.parent, []).append(one)
@@ -123,7 +124,7 @@ def current(vm: UUID) -> UUID | None:
 def older_automatic(vm: UUID, than: UUID) -> list[UUID]:
     """Return a VM's automatic snapshots other than ``than``, oldest first: those that may go."""
     query = Snapshot.select(Snapshot.uuid).where(Snapshot.vm == vm, Snapshot.automatic, Snapshot.uuid != than)
-    return [row.uuid for row in query.order_by(Snapshot.created_at)]
+    return [row.uuid for row in query.order_by(*ORDER)]
 
 
 def holding(path: str) -> list[GroupVolume]:
@@ -152,7 +153,7 @@ def page(
     state: str | None = None,
     automatic: bool | None = None,
 ) -> Slice[wire.Snapshot, Position]:
-    """Return one page, oldest first."""
+    """Return one page, in the order in which they were taken, whatever their dates say."""
     query = _select()
     filters = (
         (Snapshot.vm, vm),
@@ -162,8 +163,15 @@ def page(
     )
     query = filtered(query, filters)
     with read():
-        rows = list(after_position(query, (Snapshot.created_at, Snapshot.uuid), after).limit(limit + 1))
-        return page_of(wires(rows), limit, lambda one: (one.created_at, one.uuid))
+        rows = list(after_position(query, ORDER, after).limit(limit + 1))
+        seqs = {row.uuid: row.seq for row in rows}
+        return page_of(wires(rows), limit, lambda one: (seqs[one.uuid], one.uuid))
+
+
+def next_seq() -> int:
+    """Return the next place in the order of taking. For the store only."""
+    last: int | None = Snapshot.select(fn.MAX(Snapshot.seq)).scalar()
+    return 1 + (last or 0)
 
 
 def row_of(uuid: UUID) -> Snapshot:

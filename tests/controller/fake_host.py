@@ -53,7 +53,7 @@ class FakeHost:
         self.slow_merges = False
         self.half_written: set[str] = set()
         self.changed = asyncio.Event()
-        self.facts = HostFacts.example()
+        self.facts = msgspec.structs.replace(HostFacts.example(), now=None)
         self.leftovers: list[Leftover] = []
         self.complete = True
         self.corrupt: set[str] = set()

@@ -76,6 +76,7 @@ async def test_a_migration_is_applied_once(tmp_path: Path) -> None:
         "0004_retention",
         "0008_identity",
         "0009_counts",
+        "0010_snapshot_order",
     ]
     await db.close()
     db = Database(url(tmp_path / "c.db"))

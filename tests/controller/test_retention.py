@@ -36,7 +36,7 @@ def plan(
     *,
     now: datetime = NOW,
 ) -> list[Verdict]:
-    return plan_at(found, policies, going, now=now)
+    return plan_at(sorted(found, key=lambda one: (one.created_at, one.uuid)), policies, going, now=now)
 
 
 def kept(verdicts: list[Verdict]) -> list[str]:
@@ -192,7 +192,7 @@ def test_a_clock_that_is_years_ahead_lets_nothing_go_that_stays_today() -> None:
 
 
 def test_while_a_snapshot_is_dated_later_than_now_nothing_of_its_vm_goes() -> None:
-    """The clock was ahead and was put right, or it is behind now: what is newest cannot be told from the dates."""
+    """The clock was ahead and was put right, or it is behind now: which day is whose cannot be told."""
     found = [*every(24, 9), snapshot(99, T0 + timedelta(days=3650)), snapshot(50, T0, vm=VMS[1])]
     found += [snapshot(51, T0 + timedelta(days=1), vm=VMS[1])]
     policies = [policy(keep_last=1), policy("q", keep_last=1, vm=VMS[1])]
@@ -201,6 +201,15 @@ def test_while_a_snapshot_is_dated_later_than_now_nothing_of_its_vm_goes() -> No
     assert "snapshot s99 is dated 2036-10-30 09:30 UTC" in verdicts["s3"].reason
     without = [one for one in found if one.name != "s99"]
     assert kept(plan(without, policies, now=T0 + timedelta(days=10))) == ["s8", "s51"]
+
+
+def test_what_was_taken_last_is_the_newest_whatever_the_clock_said_then() -> None:
+    """A clock was ten days ahead for the first and ten days behind for the last one, and both are past by now."""
+    dates = [T0 + timedelta(days=days) for days in (10, 1, 2, -7)]
+    found = [snapshot(number, at) for number, at in enumerate(dates)]
+    assert kept(plan_at(found, [policy(keep_last=1)], now=NOW)) == ["s3"]
+    assert kept(plan_at(found, [policy(keep_daily=2)], now=NOW)) == ["s3", "s2"]
+    assert kept(plan_at(found, [policy(keep_last=3, keep_monthly=1)], now=NOW)) == ["s3", "s2", "s1"]
 
 
 def test_a_clock_that_is_corrected_by_seconds_stops_nothing() -> None:

@@ -16,6 +16,7 @@ from signal import SIGKILL, SIGTERM
 from types import TracebackType
 from typing import Any, Self
 
+from tests.lab.clock import Clock
 from tests.lab.errors import LabError
 from tests.lab.host import LabHost
 from tests.lab.namespace import Namespace, Process
@@ -70,6 +71,7 @@ class Daemon:
         self.name, self.namespace, self.settings = name, namespace, settings
         self.module, self.config_file = module, config_file
         self.env: dict[str, str] = {}
+        self.clock: Clock | None = None  # the wall clock that it is started with, where a test steps it
         self.process: Process | None = None
         self._log_from: int | None = None
 
@@ -122,7 +124,8 @@ class Daemon:
         if self._log_from is None:  # another daemon of that name may have written to the file before
             log = self.namespace.log_path(self.name)
             self._log_from = log.stat().st_size if log.exists() else 0
-        self.process = self.namespace.spawn(self.name, self.command("serve"), cwd=PROJECT, env=self.env)
+        env = self.env | (self.clock.environment if self.clock else {})
+        self.process = self.namespace.spawn(self.name, self.command("serve"), cwd=PROJECT, env=env)
 
     def _healthy_or_raise(self) -> bool:
         if self.process is None or not self.process.alive():
@@ -298,17 +301,29 @@ class ControllerDaemon(Daemon):
         return json.loads(self.coldframe(*words, "--json", timeout_s=timeout_s).stdout)
 
     def get(self, path: str, timeout_s: float = 60) -> Any:
-        """Read from the API as admin, where this process shares its network: much cheaper than the command.
+        """Read from the API as ``ask`` does; return the document."""
+        return json.loads(self.ask("GET", path, timeout_s=timeout_s)[1])
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Call the API as admin, where this process shares its network: much cheaper than the command.
 
         Raises OSError or HTTPException where it does not answer, LabError with its answer where it refuses.
         """
+        given = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **(headers or {})}
         with contextlib.closing(self.connection(timeout_s)) as connection:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
+            connection.request(method, path, None if body is None else json.dumps(body), given)
             answer = connection.getresponse()
-            data = json.loads(answer.read())
-        if answer.status != HTTPStatus.OK:
-            raise LabError(f"GET {path}: {answer.status} {data}")
-        return data
+            data = answer.read()
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise LabError(f"{method} {path}: {answer.status} {data!r}")
+        return answer, data
 
     def add_host(self, agent: AgentDaemon) -> None:
         """Enrol an agent under its host's name, through its unix socket."""

@@ -28,8 +28,15 @@ def domain_xml(name: str = "win11", uuid: UUID = VM) -> str:
 
 @pytest.fixture
 async def hypervisor() -> AsyncIterator[Hypervisor]:
+    """Return a host without a domain, once it has told of all that were removed: events come a moment later."""
     async with Hypervisor(URI) as opened:
+        there, events = await opened.domains(), opened.events()
         await on_connection(opened, undefine_all)
+        removed: set[UUID] = set()
+        async with asyncio.timeout(10):
+            while {domain.uuid for domain in there} - removed:
+                event = await anext(events)
+                removed |= {event.uuid} if event.kind == "undefined" else set()
         yield opened
 
 

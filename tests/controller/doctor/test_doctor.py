@@ -166,6 +166,18 @@ async def test_transactions_that_are_held_up_are_named_with_the_reason(one: Worl
     assert "the disk is gone" in found[0]
 
 
+async def test_a_host_whose_clock_is_apart_is_named_and_its_work_is_judged_by_its_own_clock(one: World) -> None:
+    for days in (10, -10):
+        there = utc_now() + timedelta(days=days)
+        one.agent.facts = msgspec.structs.replace(one.agent.facts, now=there)
+        for started in (there - timedelta(minutes=1), there - timedelta(hours=1)):
+            one.agent.transactions.clear()
+            made = running(one.vm.uuid, state="committing", started_at=started)
+            one.agent.transactions[made.view.id] = made
+            held_up = ["transaction-held-up"] if there - started > timedelta(minutes=15) else []
+            assert await codes(one) == ["clock-apart", *held_up]
+
+
 async def test_staged_leftovers_go_and_stray_overlays_are_only_named(one: World) -> None:
     await one.snapshot()
     recorded = (await one.tree())[0].volumes[0].path

@@ -17,7 +17,7 @@ from controller.errors import (
 )
 from controller.models import BackupFile, Content, VolumeSnapshot
 from controller.models import Snapshot as SnapshotRow
-from controller.store import backup_files, events, groups, invariants, snapshots
+from controller.store import backup_files, deletions, events, groups, invariants, snapshots
 from tests.controller.factories import HOST, add_snapshot, add_vm, at, both, frozen, held, new_group
 
 
@@ -262,7 +262,19 @@ async def test_a_merge_on_one_host_leaves_files_of_the_same_path_on_another_alon
     assert (volume.backing, volume.fingerprint) == ("/a0", frozen().fingerprint)
 
 
-async def test_pages_are_by_time_and_filtered(db: Database) -> None:
+async def test_snapshots_are_in_the_order_in_which_they_were_taken_whatever_the_clock_said(db: Database) -> None:
+    vm = await db.run(add_vm)
+    days = [10, 11, 1, 2]  # it was set back, to a wrong or to the right time
+    made = [await db.run(add_snapshot, vm, name=str(day), automatic=True, created_at=at(day)) for day in days]
+    first = await db.run(snapshots.page, 2)
+    late = await db.run(add_snapshot, vm, name="0", automatic=True, created_at=at(0))
+    rest = await db.run(snapshots.page, 9, first.next)
+    assert [one.uuid for one in (*first.items, *rest.items)] == [*(one.uuid for one in made), late.uuid]
+    assert [one.name for one in await db.run(snapshots.tree, vm)] == ["10", "11", "1", "2", "0"]
+    assert [await db.run(deletions.is_superseded, one.uuid) for one in (*made, late)] == [True] * 4 + [False]
+
+
+async def test_pages_are_as_they_were_taken_and_filtered(db: Database) -> None:
     vm, other = await db.run(add_vm), await db.run(add_vm)
     made = await chain(db, vm, 5)
     await db.run(add_snapshot, other, automatic=True, created_at=at(99))
