@@ -144,6 +144,34 @@ async def test_a_controller_that_dies_when_the_vm_is_there_still_takes_it_away_w
     assert (await one.db.run(vms.get, one.vm.uuid)).conflict is None
 
 
+@pytest.mark.case("P8")
+async def test_a_host_that_undid_the_departure_shows_as_a_conflict_at_once_and_placing_again_takes_it_away(
+    one: Two,
+) -> None:
+    async def restart(_: int, called: str) -> None:
+        if called.endswith("/commit"):  # as an agent that was killed before its journal had the commit
+            one.agent.on_call = None
+            one.agent.expire_leases()
+
+    one.agent.on_call = restart
+    done = await one.place()
+    assert (done.state, done.result["left_on"], one.places) == ("succeeded", [HOST], [HOST, OTHER])
+    shown = await one.db.run(vms.get, one.vm.uuid)
+    assert (shown.host, shown.conflict) == (OTHER, f"{HOST}, {OTHER}")
+    again = await one.place()
+    assert (again.state, again.result["from"], one.places) == ("succeeded", HOST, [OTHER])
+    assert (await one.db.run(vms.get, one.vm.uuid)).conflict is None
+
+
+@pytest.mark.case("P8")
+async def test_placing_again_finds_the_definition_of_a_host_that_came_back_unseen(one: Two) -> None:
+    one.agent.dead = True
+    assert (await one.place()).result["left_on"] == [HOST]
+    one.agent.dead = False  # and nobody has looked at it yet
+    again = await one.place()
+    assert (again.state, again.result["from"], one.places) == ("succeeded", HOST, [OTHER])
+
+
 async def test_the_snapshots_of_a_vm_that_was_moved_by_hand_can_be_deleted_and_exported_where_it_is(one: Two) -> None:
     snapshot = await one.snapshot()
     one.other.vms[one.vm.uuid] = one.agent.vms.pop(one.vm.uuid)
