@@ -102,7 +102,7 @@ def parse(data: bytes) -> Header:
         encryption=encryption,
         internal_snapshots=snapshots,
         backing=_backing(cluster, backing_at, backing_bytes),
-        backing_format=_text(extensions.get(_BACKING_FORMAT), "backing format"),
+        backing_format=_text(extensions.get(_BACKING_FORMAT), "backing format") or None,
         external_data=bool(features & _EXTERNAL_DATA),
         data_file=_text(extensions.get(_DATA_FILE), "external data file name"),
         dirty=bool(features & _DIRTY),
@@ -186,7 +186,7 @@ def _backing(cluster: bytes, at: int, length: int) -> str | None:
 
 def _text(data: bytes | None, what: str) -> str | None:
     """Decode a name. A zero byte is refused: QEMU would stop reading there and see another name than we do."""
-    if not data:
+    if data is None:
         return None
     if b"\0" in data:
         raise Qcow2Error(f"its {what} holds a zero byte")

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.host import qcow2
@@ -79,6 +79,10 @@ CHANGES = st.builds(
     st.lists(st.tuples(st.sampled_from(sorted(_FIELDS)), st.sampled_from(_WILD) | st.integers(0)), max_size=2),
     st.lists(st.tuples(st.integers(104, 480), st.binary(min_size=1, max_size=9)), max_size=2),
 )
+
+
+#: Found at random: it has an external data file of no name.
+NAMELESS = Change(1, [("next extension", 0x44415441), ("its length", 0), ("incompatible", 4)], [])
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ def test_any_change_to_a_header_is_read_or_refused(change: Change) -> None:
 @pytest.mark.case("S11")
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(CHANGES)
+@example(NAMELESS)
 def test_what_both_accept_both_understand_alike(change: Change) -> None:
     agree(change.image())
 
