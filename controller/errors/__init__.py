@@ -32,6 +32,7 @@
     ├── NotYetSupported              501  says what to do instead
     ├── ContentCorrupt               500  stored bytes no longer have their hash
     └── DatabaseFailed               503  it refused to read or write
+        ├── CommitUnconfirmed        503  it was lost between the order to commit and the answer
         ├── DatabaseUnusable         500  it cannot be opened at all
         └── DatabaseTooNew           500  a newer controller has migrated it
 """
@@ -98,6 +99,7 @@ from controller.errors.missing import (
     VmNotFound,
 )
 from controller.errors.own import (
+    CommitUnconfirmed,
     ContentCorrupt,
     DatabaseFailed,
     DatabaseTooNew,
@@ -113,6 +115,7 @@ __all__ = [
     "BackupFileOwned",
     "CaptureCorrupt",
     "ClonesFailed",
+    "CommitUnconfirmed",
     "Conflict",
     "ContentCorrupt",
     "ContentMissing",

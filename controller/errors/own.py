@@ -35,6 +35,16 @@ class DatabaseFailed(Error):
     )
 
 
+class CommitUnconfirmed(DatabaseFailed):
+    """The database was lost between the order to commit and the answer."""
+
+    status, code = 503, "commit-unconfirmed"
+    message = (
+        "The connection to the database was lost while a change was committed: it was made as a whole, or not at all. "
+        "Look before you try again"
+    )
+
+
 class DatabaseUnusable(DatabaseFailed):
     """The database cannot be opened."""
 

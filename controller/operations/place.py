@@ -6,13 +6,12 @@ again where it shall be takes the other away. A host that does not answer cannot
 held are used, if they are as new as the VM or the caller says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from agent.client import AgentProblem
 from agent.web.errors import Error
@@ -27,13 +26,14 @@ from controller.errors import (
     HostFilesStale,
     HostNotFound,
     HostUnreachable,
+    OutcomeUnknown,
     TransactionAborted,
     VmConflict,
     VmMayRun,
 )
-from controller.operations import leftovers, sync, transaction
+from controller.operations import departure, elsewhere, leftovers, sync, transaction
 from controller.operations.job import CONCLUDED, Job
-from controller.store import backup_files, clones, contents, host_files, operations, vms
+from controller.store import clones, contents, host_files, operations, vms
 
 _PLACE, _DEPART = "place", "depart"
 #: What the VM's host files are on the new host, and when: before it could start there.
@@ -73,13 +73,13 @@ async def run(job: Job) -> dict[str, Any]:
 async def plan(job: Job) -> Plan:
     """Plan it: what the host would do that has the VM, and the one that is to have it."""
     wanted, kind = job.wanted(Wanted), job.row.operation.kind
-    hosts = await job.db.run(vms.defined_on, job.vm)
+    hosts = await _definers(job)
     others = [one for one in hosts if one != job.host]
     found: list[Plan] = []
     notes: list[str] = []
     try:
         for host in others:
-            leaving = DepartRequest(vm=job.vm, keep=await _shared_with(job, host) if job.host in hosts else [])
+            leaving = DepartRequest(vm=job.vm, keep=await departure.shared_with(job, host) if job.host in hosts else [])
             found.append(await transaction.plan(job.at(host), job.id_for(f"take away from {host}"), leaving))
     except (HostUnreachable, HostNotFound) as err:
         notes.append(f"its definition stays there: {sync.reason_of(err)}")
@@ -95,6 +95,14 @@ async def plan(job: Job) -> Plan:
     steps = [step for one in found for step in one.steps]
     refusals = [one for each in found for one in each.refusals]
     return planned(kind, steps, refusals, vm=job.vm, host=job.host, notes=notes)
+
+
+async def _definers(job: Job) -> list[str]:
+    """Return the hosts that define it. Where the wanted one does, the others are asked, for nothing else follows."""
+    hosts = set(await job.db.run(vms.defined_on, job.vm))
+    if job.host in hosts:
+        hosts |= {host for host, vm in await elsewhere.shown(job.db, job.hosts, job.host) if vm.uuid == job.vm}
+    return sorted(hosts)
 
 
 async def _foreseen(job: Job, source: str) -> PlaceRequest:
@@ -124,7 +132,7 @@ async def _place(job: Job, wanted: Wanted) -> dict[str, Any]:
     job.hosts.client(job.host)
     hosts = job.recalled("from", list[str])
     if hosts is None:
-        hosts = await job.db.run(vms.defined_on, job.vm)
+        hosts = await _definers(job)
         if job.host not in hosts and len(hosts) > 1:
             raise VmConflict(vm=job.vm, hosts=", ".join(hosts))
     others = [one for one in hosts if one != job.host]
@@ -268,15 +276,21 @@ async def _conclude(job: Job, source: str | None, load: Load | None) -> dict[str
         "left_on": [],
         "remarks": [],
     }
+    stays: list[str] = []
     if source is not None:
-        result = await _departed(job, source, result, load)
-    await _record(job, [] if source is None else [source], result)
+        result, stays = await _departed(job, source, result, load)
+    await _record(job, [] if source is None else [source], result, stays)
     await leftovers.settle(job)  # what its lost host was not asked about
     return result
 
 
-async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | None) -> dict[str, Any]:
-    """Take it away from ``source``; what fails is told and fails nothing: the VM is where it was to be."""
+async def _departed(
+    job: Job, source: str, result: dict[str, Any], load: Load | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Take it away from ``source``; what fails is told and fails nothing: the VM is where it was to be.
+
+    Also returns the hosts that have answered and still define it: to the records these are a conflict.
+    """
     keep = job.recalled("kept_here", list[HostFileType]) or []
     try:
         if not job.recalled("asked", bool):
@@ -287,11 +301,12 @@ async def _departed(job: Job, source: str, result: dict[str, Any], load: Load | 
         else:
             # Also of a run that died: what it prepared there would be in the way.
             await transaction.abort(job.at(source), job.id_for(_DEPART))
-            await _take_away(job, source, keep)
+            await departure.take_away(job, source, keep)
     except Error as err:
         remark = f"host {source} still defines it ({sync.reason_of(err)}); place it here again when that host answers"
-        return {**result, "left_on": [source], "remarks": [remark]}
-    return result
+        silent = isinstance(err, HostUnreachable | HostNotFound | OutcomeUnknown)
+        return {**result, "left_on": [source], "remarks": [remark]}, [] if silent else [source]
+    return result, []
 
 
 async def _let_go(job: Job, others: list[str]) -> dict[str, Any]:
@@ -304,7 +319,7 @@ async def _let_go(job: Job, others: list[str]) -> dict[str, Any]:
     for host in others:
         owner = job.uuid if host == others[0] else job.id_for(f"kept of {host}")
         await transaction.reach(job, partial(job.client.vm, job.vm))
-        await _take_away(job, host, await _shared_with(job, host), keep_copies=owner)
+        await departure.take_away(job, host, await departure.shared_with(job, host), keep_copies=owner)
         remarks += [f"the host files of {host} are kept for owner {owner}"] if owner != job.uuid else []
     result: dict[str, Any] = {
         "vm": str(job.vm),
@@ -320,50 +335,8 @@ async def _let_go(job: Job, others: list[str]) -> dict[str, Any]:
     return result
 
 
-async def _shared_with(job: Job, host: str) -> list[HostFileType]:
-    """Return the host files that the other host must leave: those that this one may have on the same storage.
-
-    Shared are those with the same path and bytes. Of a VM that runs here the bytes say nothing, as it writes them.
-    """
-    key, there = f"take away from {host}", job.at(host)
-    known = job.recalled(key, list[HostFileType])
-    if known is None:
-        known = []
-        try:
-            theirs = await transaction.reach(there, partial(there.client.host_files, job.vm))
-        except AgentProblem as err:
-            if err.answer.code != "domain-not-found":
-                raise
-        else:
-            ours = await transaction.reach(job, partial(job.client.host_files, job.vm))
-            facts = await transaction.reach(job, partial(job.client.vm, job.vm))  # last: a start shows
-            at_rest = facts.state == "shut-off"
-            same = {(one.type, one.path, one.sha256 if at_rest else "") for one in ours.items}
-            known = [one.type for one in theirs.items if (one.type, one.path, one.sha256 if at_rest else "") in same]
-        await job.step(key, {key: known})
-    return known
-
-
-async def _take_away(job: Job, host: str, keep: list[HostFileType], *, keep_copies: UUID | None = None) -> None:
-    """Undefine it there. ``keep_copies``: the owner of backup files of what it has there."""
-    there = job.at(host)
-    request = DepartRequest(vm=job.vm, keep=keep, lease_s=job.patience.lease_s)
-    try:
-        view = await transaction.prepare(there, job.id_for(f"take away from {host}"), request)
-    except AgentProblem as err:
-        if err.answer.code != "domain-not-found":
-            raise
-        return  # gone already, by what an earlier run of this job committed
-    async with transaction.leased(there, view.id):
-        if keep_copies is not None and view.state == "prepared":
-            held = await transaction.fetch(there, view)
-            await job.db.run(backup_files.replace, "external", keep_copies, held)
-        await transaction.commit(there, view)
-    job.recorded(view.id)
-
-
-async def _record(job: Job, others: list[str], result: dict[str, Any]) -> None:
-    """Record that the VM is on the operation's host and no longer on ``others``, as that host shows it now.
+async def _record(job: Job, others: list[str], result: dict[str, Any], stays: Collection[str] = ()) -> None:
+    """Record that the VM is on the operation's host, as that shows it now, and on ``others`` only where it ``stays``.
 
     Where it does not answer the VM is taken to be as it was when it left.
     """
@@ -379,7 +352,7 @@ async def _record(job: Job, others: list[str], result: dict[str, Any]) -> None:
 
     def record() -> None:
         with write():
-            vms.placed(job.vm, job.host, facts, others, at)
+            vms.placed(job.vm, job.host, facts, others, at, stays=stays)
             host_files.moved(job.vm, job.host, taken_away, brought, brought_at)
             operations.progress(job.uuid, memo={CONCLUDED: result})
 

@@ -1,6 +1,6 @@
 """VMs as the hosts define them. A VM that no host defines any more is kept while anything of it is."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -36,18 +36,21 @@ def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) ->
         forget_traceless()
 
 
-def placed(uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime | None) -> None:
+def placed(
+    uuid: UUID, host: str, facts: HostVm, others: list[str], at: datetime | None, *, stays: Collection[str] = ()
+) -> None:
     """Record that a VM is on ``host`` now and no longer on ``others``: its frozen files are reached there.
 
-    ``at``: when ``host`` showed it so; None where these are older facts. Event ``vm.placed``. Where another host
-    still defines it, its next inventory shows that, as a conflict.
+    ``at``: when ``host`` showed it so; None where these are older facts. Event ``vm.placed``. ``stays`` are those of
+    the others that still define it: a conflict, as one that its host's next inventory shows.
     """
+    gone = [one for one in others if one not in stays]
     with write():
-        VmDefinition.delete().where(VmDefinition.vm == uuid, VmDefinition.host.in_(others)).execute()
+        VmDefinition.delete().where(VmDefinition.vm == uuid, VmDefinition.host.in_(gone)).execute()
         VolumeSnapshot.update(host=host).where(VolumeSnapshot.vm == uuid).execute()
         Clone.update(host=host).where(Clone.vm == uuid).execute()
         _define(host, facts)
-        _settle(uuid, at)
+        _settle(uuid, at, host)
         events.append("vm.placed", host=host, vm=uuid, data={"from": others})
 
 
@@ -268,14 +271,17 @@ def _with_last_chains(disks: list[Disk], before: list[Disk]) -> list[Disk]:
     ]
 
 
-def _settle(uuid: UUID, at: datetime | None) -> None:
-    """Decide from all definitions where the VM is, and take over what that host says."""
+def _settle(uuid: UUID, at: datetime | None, wanted: str | None = None) -> None:
+    """Decide from all definitions where the VM is, and take over what that host says.
+
+    Of several it is the ``wanted`` one, or else where it was before.
+    """
     row = _row(uuid)
     found = {one.host_id: one.facts for one in VmDefinition.select().where(VmDefinition.vm == uuid)}
     if not found:
         changes: dict[str, Any] = {"host": None, "conflict": None, "state": "unknown"}
     else:
-        host = row.host_id if row.host_id in found else min(found)
+        host = next((one for one in (wanted, row.host_id) if one in found), min(found))
         changes = {"host": host, "conflict": ", ".join(sorted(found)) if len(found) > 1 else None}
         changes |= _columns(msgspec.convert(found[host], HostVm))
         if changes["conflict"] is None:

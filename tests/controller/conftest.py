@@ -1,27 +1,57 @@
-"""What the controller's tests share: a database of their own, looked over after each test."""
+"""What the controller's tests share: a database of their own, looked over after each test.
 
-from collections.abc import AsyncIterator
+Each test that uses one runs on SQLite and on PostgreSQL: those of ``QUICK`` in ``make test``, all others on PostgreSQL
+in ``make test-slow`` only.
+"""
+
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from controller.db import Database
 from controller.store import invariants
+from tests.controller.databases import Databases, OnServer, SqliteFiles
 from tests.controller.world import World, world
+
+QUICK = ("tests.controller.store.",)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses a database on both, unless it says itself on which."""
+    says_itself = any("databases" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "databases" not in metafunc.fixturenames or says_itself:
+        return
+    quick = metafunc.module.__name__.startswith(QUICK)
+    # One server is enough for all that `make test` has: what is in one group goes to one process.
+    marks = [pytest.mark.xdist_group("postgresql")] if quick else [pytest.mark.slow]
+    both = [pytest.param("sqlite", id=pytest.HIDDEN_PARAM), pytest.param("postgresql", marks=marks)]
+    metafunc.parametrize("databases", both, indirect=True)
 
 
 @pytest.fixture
-async def db(tmp_path: Path) -> AsyncIterator[Database]:
+def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databases]:
+    """What makes this test's databases."""
+    if request.param == "sqlite":
+        yield SqliteFiles(tmp_path)
+        return
+    made = OnServer(request.getfixturevalue("postgresql"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def db(databases: Databases) -> AsyncIterator[Database]:
     """A fresh database. When the test is done nothing in it may belong to nothing (guarantee 6)."""
-    async with Database(f"sqlite:///{tmp_path}/controller.db") as opened:
+    async with Database(databases.new()) as opened:
         yield opened
         assert await opened.run(invariants.orphans) == []
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
+async def one(databases: Databases) -> AsyncIterator[World]:
     """A controller at work with one played host and VM. When the test is done records and host must agree."""
-    async with world(tmp_path) as made:
+    async with world(databases) as made:
         yield made
         await made.mend()
         await made.check()

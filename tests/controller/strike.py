@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import peewee
 
 from agent.wire.fleet import AddHost
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.fake_machine import FakeVm
 from tests.controller.world import HOST, World, opened, served
@@ -81,10 +81,11 @@ class Stage:
     other_url: str
     striker: Striker
     vm: FakeVm
-    directory: Path
+    databases: Databases
     #: What the two hosts know; what they share is shared in it.
     saved: tuple[dict[str, Any], dict[str, Any]]
-    database: bytes
+    #: The records.
+    url: str
     runs: int = 0
 
     @asynccontextmanager
@@ -94,21 +95,23 @@ class Stage:
             agent.on_call = None
             vars(agent).update(saved)
         self.runs += 1
-        path = self.directory / f"{self.runs}.db"
-        path.write_bytes(self.database)
+        url = self.databases.copy(self.url)
         self.striker.begin()
         vm = self.agent.vms.get(self.vm.uuid, self.vm)
         other = self.other, self.other_url
-        async with opened(path, self.striker) as (db, hosts), World(db, self.agent, hosts, vm, other) as one:
+        async with (
+            opened(self.databases, self.striker, url=url) as (db, hosts),
+            World(db, self.agent, hosts, vm, other) as one,
+        ):
             self.agent.calls.clear()
             self.striker.begin()
             yield one
             self.striker.begin()  # closing is no part of what is told
-        path.unlink()
+        self.databases.drop(url)
 
 
 @asynccontextmanager
-async def staged(directory: Path, prepare: Callable[[World], Any]) -> AsyncIterator[Stage]:
+async def staged(databases: Databases, prepare: Callable[[World], Any]) -> AsyncIterator[Stage]:
     """Bring a VM and its records to a state, and keep it."""
     agent, other, striker = FakeAgent(), FakeAgent(), Striker()
     other.files = agent.files
@@ -119,15 +122,15 @@ async def staged(directory: Path, prepare: Callable[[World], Any]) -> AsyncItera
             one.expire_leases()
 
     striker.sleeps = sleeps
-    path = directory / "prepared.db"
+    records = databases.new()
     async with AsyncExitStack() as stack:
         url, other_url = [await stack.enter_async_context(served(one)) for one in (agent, other)]
-        async with opened(path) as (db, hosts):
+        async with opened(databases, url=records) as (db, hosts):
             await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
             async with World(db, agent, hosts, vm, (other, other_url)) as one:
                 await prepare(one)
         saved = _known_to(agent), _known_to(other)
-        yield Stage(agent, other, other_url, striker, vm, directory, copy.deepcopy(saved), path.read_bytes())
+        yield Stage(agent, other, other_url, striker, vm, databases, copy.deepcopy(saved), records)
 
 
 def _known_to(agent: FakeAgent) -> dict[str, Any]:

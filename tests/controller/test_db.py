@@ -104,6 +104,7 @@ async def test_database_files_are_private_even_where_the_file_was_open_to_all(tm
     assert modes == {"c.db": 0o600, "c.db-wal": 0o600, "c.db-shm": 0o600}
 
 
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_sqlite_is_durable_checks_foreign_keys_and_overwrites_what_is_deleted(db: Database) -> None:
     def pragmas() -> dict[str, Any]:
         names = ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
@@ -128,6 +129,7 @@ async def test_a_missing_directory_and_a_file_that_is_no_database_are_told_apart
 
 
 @pytest.mark.case("F5")
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_a_database_that_was_replaced_or_removed_takes_no_change_and_goes_on_when_it_is_back(
     db: Database, tmp_path: Path
 ) -> None:
@@ -258,6 +260,7 @@ async def test_an_error_in_a_transaction_undoes_all_of_it(db: Database) -> None:
 
 
 @pytest.mark.case("F5")
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_a_database_that_cannot_write_says_why_and_undoes_what_was_begun(db: Database) -> None:
     def fill() -> None:
         database.execute_sql("PRAGMA max_page_count = 1")
@@ -273,6 +276,7 @@ async def test_a_database_that_cannot_write_says_why_and_undoes_what_was_begun(d
 
 
 @pytest.mark.case("X5")
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 async def test_a_failure_tells_nothing_of_the_values_that_were_to_be_stored(db: Database) -> None:
     with pytest.raises(DatabaseFailed) as caught:
         await db.run(lambda: database.execute_sql("INSERT INTO nowhere VALUES (?)", ("hunter2",)))

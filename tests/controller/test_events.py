@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,15 @@ from agent.wire.fleet import Host
 from controller.events import Follower, Pace, work_off
 from controller.operations import sync
 from controller.store import events, host_files, hosts, operations, vms
+from tests.controller.databases import Databases
 from tests.controller.world import HOST, World, define, world
 
 BRISK = Pace(poll_s=5, event_wait_s=5, retry_s=0.001, retry_max_s=0.002)
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[World]:
+    async with world(databases) as made:
         yield made
         await made.hosts.stop_following()
         await made.mend()

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from pathlib import Path
 
 import pytest
 from aiohttp import ClientError
@@ -12,6 +11,7 @@ from controller.db import Database
 from controller.models import MODELS
 from controller.store import invariants
 from tests.controller.chores import CHORES, Chore, Interrupted
+from tests.controller.databases import Databases
 from tests.controller.strike import SECRET, Death, Stage, Strike, staged
 from tests.controller.world import PATIENT, World
 from tests.visits import Visit
@@ -55,10 +55,10 @@ async def attempt(one: World, chore: Chore) -> BaseException | None:
 @pytest.mark.parametrize("how", ["kill", "fail"])
 @pytest.mark.parametrize("name", CHORES)
 async def test_any_commit_beside_operations_happens_whole_or_not_at_all(
-    tmp_path: Path, name: str, how: Strike, visit: Visit
+    databases: Databases, name: str, how: Strike, visit: Visit
 ) -> None:
     chore = CHORES[name]
-    async with staged(tmp_path, lambda one: ready(one, chore)) as stage:
+    async with staged(databases, lambda one: ready(one, chore)) as stage:
         points, after = await good_run(stage, chore)
         assert points
         for point in points:
@@ -81,7 +81,7 @@ async def test_any_commit_beside_operations_happens_whole_or_not_at_all(
 @pytest.mark.case("F2")
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_controller_that_dies_in_its_migrations_begins_with_them_again(
-    tmp_path: Path, when: str, visit: Visit
+    databases: Databases, when: str, visit: Visit
 ) -> None:
     point = f"{when} database db.migrate"
 
@@ -89,7 +89,7 @@ async def test_a_controller_that_dies_in_its_migrations_begins_with_them_again(
         if name == point:
             raise Death
 
-    address = f"sqlite:///{tmp_path}/controller.db"
+    address = databases.new()
     with pytest.raises(Death):
         await Database(address, die).open()
     async with Database(address) as db:

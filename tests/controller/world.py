@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
@@ -26,6 +25,7 @@ from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
 from controller.store import bases, clones, groups, invariants, operations, snapshots, vms
 from controller.store import hosts as hosts_store
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.fake_machine import FakeVm
 
@@ -209,11 +209,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, **vm: Any) -> AsyncIterator[World]:
+async def world(databases: Databases, **vm: Any) -> AsyncIterator[World]:
     """Run a controller with one enrolled host and one VM on it."""
     agent = FakeAgent()
     fake = agent.add_vm(**vm)
-    async with served(agent) as url, opened(tmp_path / "controller.db") as (db, hosts):
+    async with served(agent) as url, opened(databases) as (db, hosts):
         await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
         agent.calls.clear()
         async with World(db, agent, hosts, fake) as one:
@@ -232,11 +232,14 @@ async def served(agent: FakeAgent) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def opened(path: Path, checkpoint: Checkpoint = no_checkpoint) -> AsyncIterator[tuple[Database, Hosts]]:
-    """Open a controller's database and the clients of its hosts."""
-    async with Database(f"sqlite:///{path}", checkpoint) as db:
-        # Thousands of databases are made here, and none outlives its test: waiting for the disk proves nothing.
-        await db.run(lambda: database.execute_sql("PRAGMA synchronous = off"))
+async def opened(
+    databases: Databases, checkpoint: Checkpoint = no_checkpoint, *, url: str = ""
+) -> AsyncIterator[tuple[Database, Hosts]]:
+    """Open a controller's database, a new one unless it is named, and the clients of its hosts."""
+    url = url or databases.new()
+    async with Database(url, checkpoint) as db:
+        if statement := databases.hurry(url):
+            await db.run(database.execute_sql, statement)
         async with Hosts(db, Timeouts(connect_s=2, read_s=2, work_s=2), checkpoint) as hosts:
             yield db, hosts
 

@@ -93,7 +93,8 @@ class Rounds:
         change_at_rest(self.fleet.guest, label.encode())
         if kind.takes and "create" not in kind.words:
             self.fleet.json("snapshot", "create", self.fleet.id, label, *(LABELLED if kind.thins else []))
-        if kind.thins:  # in force only now: it is applied after each snapshot, too
+        if kind.thins:  # in force only now: it is applied after each snapshot, too, and a minute after a start
+            self.fleet.restart_controller()
             policy = ["retention", "set", POLICY, "--vm", self.fleet.id, *LABELLED, "--keep-last", "1"]
             self.fleet.json(*policy, "--disabled")
             self.fleet.json("snapshot", "create", self.fleet.id, f"{label}-newer", *LABELLED)

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from controller.models import database
+from tests.controller.databases import SqliteFiles
 from tests.controller.operations.test_faults import attempt, good_run, mended
 from tests.controller.scenarios import SCENARIOS
 from tests.controller.strike import Stage, Striker, staged
@@ -83,7 +84,7 @@ async def every(root: Path, kind: str, step: int) -> Counter[str]:
     (root / PLACE).mkdir(parents=True)
     mount(root / PLACE, "size=64m")
     faults: list[Fault] = [Scarcity(PLACE, "full"), CallFault(Page.found(), FAILING["io-errors"], 0, lasting=True)]
-    async with staged(root / PLACE, SCENARIOS[kind].begin) as stage:
+    async with staged(SqliteFiles(root / PLACE), SCENARIOS[kind].begin) as stage:
         points = [point for point in (await good_run(stage, SCENARIOS[kind]))[0] if point.startswith("before database")]
         pairs = [(point, fault) for point in points for fault in faults]
         for point, fault in pairs[::step]:

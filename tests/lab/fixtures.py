@@ -13,6 +13,7 @@ import pytest
 from tests.lab import requirements
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
+from tests.lab.postgresql import Postgresql
 
 GuestFactory = Callable[..., Guest]
 _NUMBERS = count(1)
@@ -31,6 +32,13 @@ def lab_host(lab_ready: None, worker_id: str) -> Iterator[LabHost]:
     """The private host that this process's tests share; its libvirtd runs and the hook is in place."""
     with LabHost(f"kvm-{worker_id}") as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    """The PostgreSQL server that this process's tests share."""
+    with Postgresql() as server:
+        yield server
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from controller.operations.engine import Engine, Limits
 from controller.operations.job import Patience
 from controller.operations.kinds import KINDS
 from controller.store import invariants, snapshots
+from tests.controller.databases import SqliteFiles
 from tests.controller.world import opened
 from tests.oracle.house import HOST, House
 from tests.oracle.reading import Reader
@@ -63,7 +64,7 @@ class Stage:
     """One host with a VM, and controllers that have all enrolled it; one is awake at a time, as a process has one."""
 
     def __init__(self, house: House, root: Path) -> None:
-        self.house, self.root = house, root
+        self.house, self.root, self.files = house, root, SqliteFiles(root)
         self.vm, self.reader = uuid4(), Reader()
         disk = house.images / "vm-vda.qcow2"
         run("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "2M")
@@ -73,7 +74,10 @@ class Stage:
     async def awake(self, name: str) -> AsyncIterator[Controller]:
         """Wake the controller of that name; what it knows is in its database."""
         limits = Limits(patience=Patience(poll_s=0.01))
-        async with opened(self.root / f"{name}.db") as (db, hosts), Engine(db, hosts, KINDS, limits) as engine:
+        async with (
+            opened(self.files, url=f"sqlite:///{self.root}/{name}.db") as (db, hosts),
+            Engine(db, hosts, KINDS, limits) as engine,
+        ):
             yield Controller(db, hosts, engine, self.vm)
 
     async def enrol(self, name: str) -> None:

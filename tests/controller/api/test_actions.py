@@ -1,7 +1,6 @@
 """The calls that start work, over HTTP, against a running engine and an agent in memory."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,6 +15,7 @@ from controller.app import make_app
 from controller.config import Config
 from controller.models import Snapshot
 from controller.store import hosts, tokens, vms
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN
 from tests.controller.world import HOST, World, world
 from tests.web.conformance import Conformance
@@ -56,8 +56,8 @@ class Driver:
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Driver]:
-    async with world(tmp_path) as one:
+async def api(databases: Databases) -> AsyncIterator[Driver]:
+    async with world(databases) as one:
         app = make_app(Config(), one.db, one.hosts, one.engine, CollectorRegistry())
         conformance = Conformance(app)
         secret = (await one.db.run(tokens.create, "test", "admin")).secret

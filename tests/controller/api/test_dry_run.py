@@ -1,7 +1,6 @@
 """Dry runs over HTTP: true, and without a trace in the records or on a host."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +16,7 @@ from controller.dry_run import RehearsedHosts
 from controller.models import Record
 from controller.operations.kinds import KINDS, PLANS
 from controller.store import operations, snapshots, tokens, vms
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN
 from tests.controller.world import HOST, World, world
 from tests.web.conformance import Conformance
@@ -62,8 +62,8 @@ class Driver:
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Driver]:
-    async with world(tmp_path) as one:
+async def api(databases: Databases) -> AsyncIterator[Driver]:
+    async with world(databases) as one:
         app = make_app(Config(), one.db, one.hosts, one.engine, CollectorRegistry())
         conformance = Conformance(app)
         secret = (await one.db.run(tokens.create, "test", "admin")).secret

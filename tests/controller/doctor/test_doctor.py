@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,6 +22,7 @@ from controller.models import BackupFile, Content, Snapshot, VolumeSnapshot
 from controller.operations import repair
 from controller.operations.ending import Ending
 from controller.store import backup_files, contents, groups, host_files, hosts, invariants, operations, snapshots, vms
+from tests.controller.databases import Databases
 from tests.controller.factories import held
 from tests.controller.fake_agent import TOKEN
 from tests.controller.fake_machine import FakeFile, Running
@@ -32,8 +32,8 @@ UUID_IN_A_NAME = "0f7c2c54-6a63-4a0e-9d0a-6ad2a0f3c0de"
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[World]:
+    async with world(databases) as made:
         yield made
 
 

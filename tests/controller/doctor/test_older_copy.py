@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +13,7 @@ from agent.wire.transaction import SnapshotRequest
 from controller.doctor import examine, repair
 from controller.doctor.repair import can
 from controller.store import vms
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.world import HOST, World, opened, served
 
@@ -30,20 +30,19 @@ async def three_in_a_row(one: World) -> None:
 
 
 @asynccontextmanager
-async def restored(tmp_path: Path, since: Act) -> AsyncIterator[World]:
+async def restored(databases: Databases, since: Act) -> AsyncIterator[World]:
     """Run a controller on a copy of before ``since``, of a VM with three snapshots; its host was looked at again."""
-    agent, path = FakeAgent(), tmp_path / "controller.db"
+    agent, records = FakeAgent(), databases.new()
     vm = agent.add_vm()
     async with served(agent) as url:
-        async with opened(path) as (db, hosts):
+        async with opened(databases, url=records) as (db, hosts):
             await hosts.add(AddHost(name=HOST, url=url, agent_token=TOKEN))
             async with World(db, agent, hosts, vm) as one:
                 await three_in_a_row(one)
-        copy = path.read_bytes()
-        async with opened(path) as (db, hosts), World(db, agent, hosts, vm) as one:
+        copy = databases.copy(records)
+        async with opened(databases, url=records) as (db, hosts), World(db, agent, hosts, vm) as one:
             await since(one)
-        path.write_bytes(copy)
-        async with opened(path) as (db, hosts), World(db, agent, hosts, vm) as one:
+        async with opened(databases, url=copy) as (db, hosts), World(db, agent, hosts, vm) as one:
             await db.run(vms.record_inventory, HOST, await hosts.client(HOST).vms(), utc_now())
             yield one
 
@@ -69,8 +68,8 @@ def deleting(*names: str) -> Act:
 
 @pytest.mark.case("F8")
 @pytest.mark.parametrize("gone", ["a", "b", "c", "ab", "ba", "bc", "cb", "ac"])
-async def test_files_that_a_later_deletion_moved_are_recorded_as_it_left_them(tmp_path: Path, gone: str) -> None:
-    async with restored(tmp_path, deleting(*gone)) as one:
+async def test_files_that_a_later_deletion_moved_are_recorded_as_it_left_them(databases: Databases, gone: str) -> None:
+    async with restored(databases, deleting(*gone)) as one:
         found = await look(one)
         assert set(found) <= {"deleted-on-host", "rewritten-on-host"}
         assert all(finding.safe for finding in found.values())
@@ -85,13 +84,13 @@ async def test_files_that_a_later_deletion_moved_are_recorded_as_it_left_them(tm
 
 
 @pytest.mark.case("F8")
-async def test_a_file_that_somebody_wrote_to_after_a_deletion_moved_it_is_not_recorded(tmp_path: Path) -> None:
+async def test_a_file_that_somebody_wrote_to_after_a_deletion_moved_it_is_not_recorded(databases: Databases) -> None:
     async def since(one: World) -> None:
         await deleting("a")(one)
         for path in (volume.path for item in await one.tree() if item.name == "b" for volume in item.volumes):
             one.agent.files[path].version += 1
 
-    async with restored(tmp_path, since) as one:
+    async with restored(databases, since) as one:
         assert set(await look(one)) == {"deleted-on-host", "frozen-file-altered", "backing-changed"}
         await mend(one)
         assert "frozen-file-altered" in await look(one)
@@ -99,12 +98,12 @@ async def test_a_file_that_somebody_wrote_to_after_a_deletion_moved_it_is_not_re
 
 @pytest.mark.case("F8")
 async def test_a_transaction_that_only_the_host_knows_is_undone_with_its_lease_and_hinders_nothing(
-    tmp_path: Path,
+    databases: Databases,
 ) -> None:
     async def since(one: World) -> None:
         await one.hosts.client(HOST).put_transaction(uuid4(), SnapshotRequest(vm=one.vm.uuid, snapshot=uuid4()))
 
-    async with restored(tmp_path, since) as one:
+    async with restored(databases, since) as one:
         assert await look(one) == {}
         refused = await one.create(name="too early")
         assert refused.error is not None
@@ -115,12 +114,14 @@ async def test_a_transaction_that_only_the_host_knows_is_undone_with_its_lease_a
 
 
 @pytest.mark.case("F8")
-async def test_a_snapshot_and_a_revert_that_only_the_host_knows_are_named_and_work_goes_on(tmp_path: Path) -> None:
+async def test_a_snapshot_and_a_revert_that_only_the_host_knows_are_named_and_work_goes_on(
+    databases: Databases,
+) -> None:
     async def since(one: World) -> None:
         await one.snapshot(name="lost")
         assert (await one.revert((await by_name(one))["a"])).state == "succeeded"
 
-    async with restored(tmp_path, since) as one:
+    async with restored(databases, since) as one:
         before = dict(one.agent.files)
         # The VM stands on "a" now; what the lost snapshot froze stands in no disk's way, and nothing removes it.
         found = await look(one)

@@ -1,7 +1,6 @@
 """Hidden bases whose own VM is gone, while another one stands on them."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -12,13 +11,14 @@ from controller.doctor import examine
 from controller.errors import VmNotFound
 from controller.operations import snapshot_create, snapshot_delete
 from controller.store import bases, events, vms
+from tests.controller.databases import Databases
 from tests.controller.fake_machine import FakeVm
 from tests.controller.world import HOST, World, world
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path, disks=("vda",), host_files={}, expected=[]) as made:
+async def one(databases: Databases) -> AsyncIterator[World]:
+    async with world(databases, disks=("vda",), host_files={}, expected=[]) as made:
         yield made
 
 

@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -17,6 +16,7 @@ from agent.web.errors import Error
 from agent.wire.operation import OPERATION_ENDED, Operation
 from agent.wire.snapshot import Snapshot
 from controller.store import invariants, operations
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import Fault
 from tests.controller.scenarios import SCENARIOS, Scenario
 from tests.controller.strike import SECRET, Stage, Strike, staged
@@ -153,9 +153,11 @@ async def dies(one: World, scenario: Scenario, stage: Stage) -> None:
 
 @pytest.mark.case("F2")
 @each_scenario
-async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: str, share: Share, visit: Visit) -> None:
+async def test_the_controller_may_be_killed_at_any_point(
+    databases: Databases, name: str, share: Share, visit: Visit
+) -> None:
     scenario = SCENARIOS[name]
-    async with staged(tmp_path, scenario.begin) as stage:
+    async with staged(databases, scenario.begin) as stage:
         for point in share.deadly((await good_run(stage, scenario))[0], name):
             async with stage.world() as one:
                 stage.striker.begin(point, "kill")
@@ -172,24 +174,24 @@ async def test_the_controller_may_be_killed_at_any_point(tmp_path: Path, name: s
 @pytest.mark.case("F4")
 @each_broad_scenario
 async def test_any_point_may_fail_and_tells_nothing_secret(
-    tmp_path: Path, name: str, share: Share, struck: Struck
+    databases: Databases, name: str, share: Share, struck: Struck
 ) -> None:
     """Among these are the requests that are lost, and the answers."""
-    struck(await struck_everywhere(tmp_path, name, share, "fail"))
+    struck(await struck_everywhere(databases, name, share, "fail"))
 
 
 @pytest.mark.case("F4")
 @each_broad_scenario
 async def test_any_point_may_last_longer_than_the_lease(
-    tmp_path: Path, name: str, share: Share, struck: Struck
+    databases: Databases, name: str, share: Share, struck: Struck
 ) -> None:
-    struck(await struck_everywhere(tmp_path, name, share, "sleep"))
+    struck(await struck_everywhere(databases, name, share, "sleep"))
 
 
-async def struck_everywhere(tmp_path: Path, name: str, share: Share, strike: Strike) -> int:
+async def struck_everywhere(databases: Databases, name: str, share: Share, strike: Strike) -> int:
     """Strike at its share of the points; return how many."""
     scenario = SCENARIOS[name]
-    async with staged(tmp_path, scenario.begin) as stage:
+    async with staged(databases, scenario.begin) as stage:
         points, _ = await good_run(stage, scenario)
         for point in share.rest(points if strike == "fail" else while_leased(points), offset=len(name)):
             async with stage.world() as one:
@@ -209,10 +211,10 @@ def while_leased(points: list[str]) -> list[str]:
 @pytest.mark.parametrize("fault", FAULTS)
 @each_broad_scenario
 async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
-    tmp_path: Path, name: str, fault: Fault, share: Share, struck: Struck
+    databases: Databases, name: str, fault: Fault, share: Share, struck: Struck
 ) -> None:
     scenario = SCENARIOS[name]
-    async with staged(tmp_path, scenario.begin) as stage:
+    async with staged(databases, scenario.begin) as stage:
         calls = range((await good_run(stage, scenario))[1])
         for number in share.rest(calls, offset=FAULTS.index(fault)):
             async with stage.world() as one:
@@ -224,10 +226,10 @@ async def test_any_call_may_be_refused_or_kill_the_agent_or_arrive_twice(
 @pytest.mark.case("F3")
 @each_broad_scenario
 async def test_controller_and_agent_may_die_at_once_at_any_call(
-    tmp_path: Path, name: str, share: Share, struck: Struck
+    databases: Databases, name: str, share: Share, struck: Struck
 ) -> None:
     scenario = SCENARIOS[name]
-    async with staged(tmp_path, scenario.begin) as stage:
+    async with staged(databases, scenario.begin) as stage:
         messages = [point for point in (await good_run(stage, scenario))[0] if " message " in point]
         for point in share.rest(messages, offset=len(name)):
             async with stage.world() as one:
@@ -246,10 +248,10 @@ async def test_controller_and_agent_may_die_at_once_at_any_call(
 @pytest.mark.case("F2")
 @each_broad_scenario
 async def test_what_a_dead_controller_began_is_taken_back_by_one_that_does_not_reach_the_host(
-    tmp_path: Path, name: str, share: Share, struck: Struck
+    databases: Databases, name: str, share: Share, struck: Struck
 ) -> None:
     scenario = SCENARIOS[name]
-    async with staged(tmp_path, scenario.begin) as stage:
+    async with staged(databases, scenario.begin) as stage:
         points = (await good_run(stage, scenario))[0]
         for point in share.rest([one for one in points if one.startswith("after database")], offset=len(name)):
             async with stage.world() as one:

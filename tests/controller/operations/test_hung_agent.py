@@ -2,20 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from agent.wire.fleet import AddHost
 from controller.operations import snapshot_create
 from controller.store import hosts, operations
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.world import World, served, world
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[World]:
+    async with world(databases) as made:
         yield made
 
 

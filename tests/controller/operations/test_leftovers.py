@@ -1,7 +1,6 @@
 """What an operation left open is settled by the next one, however that came about."""
 
 import asyncio
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -11,6 +10,7 @@ from agent.wire.problem import Problem
 from controller.models import Operation
 from controller.operations import snapshot_delete
 from controller.store import operations
+from tests.controller.databases import Databases
 from tests.controller.strike import staged
 from tests.controller.world import HOST, World
 
@@ -46,9 +46,9 @@ def _have_failed(one: World, count: int) -> None:
 
 @pytest.mark.case("D2")
 async def test_a_deletion_that_waits_for_its_vm_leaves_nothing_begun_though_taking_it_back_failed(
-    tmp_path: Path,
+    databases: Databases,
 ) -> None:
-    async with staged(tmp_path, lambda one: one.snapshot(name="first")) as stage, stage.world() as one:
+    async with staged(databases, lambda one: one.snapshot(name="first")) as stage, stage.world() as one:
         stage.striker.begin("before database operations.ending.undone #1", "fail")
         one.agent.refuse[PUT] = "domain-running"  # it was started just now
         asked = await one.submit("snapshot-delete", snapshot_delete.Wanted(snapshot=await one.named("first")))

@@ -1,7 +1,6 @@
 """A host that is lost after a commit was sent to it: the VM goes on elsewhere, and its records with it."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -10,6 +9,7 @@ from agent.wire.base import Request, utc_now
 from agent.wire.operation import Operation
 from controller.operations import clone, revert, snapshot_create, snapshot_delete
 from controller.store import clones, vms
+from tests.controller.databases import Databases
 from tests.controller.operations.test_place import Two, code, two
 from tests.controller.world import HOST, OTHER
 
@@ -17,8 +17,8 @@ COMMIT = "POST /v1/transactions/{id}/commit"
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Two]:
-    async with two(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[Two]:
+    async with two(databases) as made:
         yield made
 
 

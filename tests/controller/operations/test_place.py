@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from agent.wire.operation import Operation
 from controller.events import Follower, Pace
 from controller.operations import place
 from controller.store import backup_files, events, host_files, operations, snapshots, vms
+from tests.controller.databases import Databases
 from tests.controller.fake_agent import TOKEN, FakeAgent, Fault
 from tests.controller.world import HOST, OTHER, World, world
 
@@ -49,9 +49,8 @@ class Two(World):
 
 
 @asynccontextmanager
-async def two(tmp_path: Path) -> AsyncIterator[Two]:
-    tmp_path.mkdir(exist_ok=True)
-    async with world(tmp_path) as one:
+async def two(databases: Databases) -> AsyncIterator[Two]:
+    async with world(databases) as one:
         one.__class__ = Two
         assert isinstance(one, Two)
         one.other = FakeAgent()
@@ -67,8 +66,8 @@ async def two(tmp_path: Path) -> AsyncIterator[Two]:
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Two]:
-    async with two(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[Two]:
+    async with two(databases) as made:
         yield made
 
 
@@ -171,14 +170,14 @@ async def test_a_vm_that_was_moved_by_hand_gets_clean_copies_and_is_told_of_old_
 @pytest.mark.case("P1")
 @pytest.mark.parametrize("fault", ["refuse", "drop-after", "crash"])
 async def test_a_move_broken_at_any_message_leaves_one_definition_or_two_and_can_be_repeated(
-    tmp_path: Path, fault: Fault
+    databases: Databases, fault: Fault
 ) -> None:
-    async with two(tmp_path / "good") as one:
+    async with two(databases) as one:
         assert (await one.place()).state == "succeeded"
         calls = [("source", number) for number in range(len(one.agent.calls))]
         calls += [("target", number) for number in range(len(one.other.calls))]
     for where, number in calls:
-        async with two(tmp_path / f"{where}-{number}") as one:
+        async with two(databases) as one:
             before = dict(one.vm.host_files)
             (one.agent if where == "source" else one.other).faults[number] = fault
             await one.place()

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -16,14 +15,15 @@ from agent.wire.vm import VmState
 from controller.operations import place, restore_host_files, snapshot_create, snapshot_delete
 from controller.operations.job import Job
 from controller.store import host_files, operations, snapshots, vms, volumes
+from tests.controller.databases import Databases
 from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import Two, code, two
 from tests.controller.world import HASTY, HOST, OTHER
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Two]:
-    async with two(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[Two]:
+    async with two(databases) as made:
         yield made
 
 
@@ -142,6 +142,34 @@ async def test_a_controller_that_dies_when_the_vm_is_there_still_takes_it_away_w
     assert (done.state, done.result["left_on"], one.places) == ("succeeded", [], [OTHER])
     assert UUID(done.result["vm"]) == one.vm.uuid
     assert (await one.db.run(vms.get, one.vm.uuid)).conflict is None
+
+
+@pytest.mark.case("P8")
+async def test_a_host_that_undid_the_departure_shows_as_a_conflict_at_once_and_placing_again_takes_it_away(
+    one: Two,
+) -> None:
+    async def restart(_: int, called: str) -> None:
+        if called.endswith("/commit"):  # as an agent that was killed before its journal had the commit
+            one.agent.on_call = None
+            one.agent.expire_leases()
+
+    one.agent.on_call = restart
+    done = await one.place()
+    assert (done.state, done.result["left_on"], one.places) == ("succeeded", [HOST], [HOST, OTHER])
+    shown = await one.db.run(vms.get, one.vm.uuid)
+    assert (shown.host, shown.conflict) == (OTHER, f"{HOST}, {OTHER}")
+    again = await one.place()
+    assert (again.state, again.result["from"], one.places) == ("succeeded", HOST, [OTHER])
+    assert (await one.db.run(vms.get, one.vm.uuid)).conflict is None
+
+
+@pytest.mark.case("P8")
+async def test_placing_again_finds_the_definition_of_a_host_that_came_back_unseen(one: Two) -> None:
+    one.agent.dead = True
+    assert (await one.place()).result["left_on"] == [HOST]
+    one.agent.dead = False  # and nobody has looked at it yet
+    again = await one.place()
+    assert (again.state, again.result["from"], one.places) == ("succeeded", HOST, [OTHER])
 
 
 async def test_the_snapshots_of_a_vm_that_was_moved_by_hand_can_be_deleted_and_exported_where_it_is(one: Two) -> None:

@@ -1,6 +1,5 @@
 """Going back."""
 
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -9,6 +8,7 @@ from agent.wire.snapshot import EditSnapshot
 from agent.wire.transaction import RevertRequest
 from controller.models import Content
 from controller.store import backup_files, deletions, groups, operations, snapshot_edit, snapshots
+from tests.controller.databases import Databases
 from tests.controller.world import HOST, World, world
 
 
@@ -122,9 +122,9 @@ async def test_an_altered_frozen_file_and_an_attached_disk_are_refused_by_name(o
 
 @pytest.mark.case("R6")
 async def test_a_tpm_that_a_complete_snapshot_did_not_have_is_removed_and_kept_in_the_undo_point(
-    tmp_path: Path,
+    databases: Databases,
 ) -> None:
-    async with world(tmp_path, host_files={"nvram": b"n"}, expected=["nvram"]) as one:
+    async with world(databases, host_files={"nvram": b"n"}, expected=["nvram"]) as one:
         first = await one.snapshot()
         one.vm.host_files["tpm"], one.vm.expected = b"a TPM since", ["nvram", "tpm"]
         await one.sync()

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import msgspec
@@ -18,6 +17,7 @@ from controller.errors import DisksNotRemoved
 from controller.forgetting import remove_disks
 from controller.operations import place, snapshot_create
 from controller.store import bases, snapshots, vms
+from tests.controller.databases import Databases
 from tests.controller.fake_machine import FakeFile, FakeVm
 from tests.controller.operations.test_place import Two, two
 from tests.controller.world import HOST, OTHER
@@ -27,8 +27,8 @@ Hide = Callable[[Two, FakeVm], Awaitable[None]]
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Two]:
-    async with two(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[Two]:
+    async with two(databases) as made:
         yield made
 
 

@@ -1,10 +1,9 @@
 """Taking a snapshot."""
 
-from pathlib import Path
-
 import pytest
 
 from controller.store import backup_files, host_files, snapshots
+from tests.controller.databases import Databases
 from tests.controller.world import HOST, World, world
 
 
@@ -32,8 +31,8 @@ async def test_a_second_snapshot_stands_on_the_first(one: World) -> None:
 
 
 @pytest.mark.case("S2")
-async def test_a_bios_vm_without_tpm_is_complete_with_nothing_expected(tmp_path: Path) -> None:
-    async with world(tmp_path, host_files={}, expected=[]) as one:
+async def test_a_bios_vm_without_tpm_is_complete_with_nothing_expected(databases: Databases) -> None:
+    async with world(databases, host_files={}, expected=[]) as one:
         await one.snapshot()
         (taken,) = await one.tree()
         assert (taken.host_files.state, taken.host_files.expected, taken.backup_files) == ("complete", [], [])

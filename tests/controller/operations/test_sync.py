@@ -1,7 +1,6 @@
 """Sync, and backing host files up for outside owners."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +11,7 @@ from agent.wire.operation import Operation
 from controller.operations import backup_host_files
 from controller.store import backup_files, host_files
 from controller.store.host_files import Kept
+from tests.controller.databases import Databases
 from tests.controller.world import HASTY, HOST, World, define, world
 
 
@@ -84,8 +84,8 @@ async def test_what_was_read_while_the_vm_started_is_not_taken(one: World) -> No
 
 
 @pytest.mark.case("B1")
-async def test_backing_up_a_vm_without_host_files_succeeds_with_an_empty_list(tmp_path: Path) -> None:
-    async with world(tmp_path, host_files={}, expected=[]) as one:
+async def test_backing_up_a_vm_without_host_files_succeeds_with_an_empty_list(databases: Databases) -> None:
+    async with world(databases, host_files={}, expected=[]) as one:
         operation = await back_up(one, uuid4())
         assert (operation.state, operation.result["backup_files"]) == ("succeeded", [])
 

@@ -1,7 +1,6 @@
 """Verification against an agent in memory: what it finds, and that it changes nothing."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +12,13 @@ from agent.wire.operation import Operation
 from controller.models import BackupFile, Content, Snapshot, VolumeSnapshot
 from controller.operations import snapshot_create, verify, verify_all
 from controller.store import operations
+from tests.controller.databases import Databases
 from tests.controller.world import World, define, world
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def one(databases: Databases) -> AsyncIterator[World]:
+    async with world(databases) as made:
         yield made
 
 

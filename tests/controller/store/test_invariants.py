@@ -4,6 +4,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
+from peewee import SqliteDatabase
 
 from controller.db import Database, write
 from controller.models import BackupFile, HostFile, Operation, Snapshot, VolumeSnapshot, database
@@ -12,16 +13,22 @@ from controller.store.contents import pack
 from tests.controller.factories import HOST, add_snapshot, add_vm
 
 SOME = UUID(int=7)
+#: What makes a database look away from its foreign keys, and look again.
+BLINDED = {
+    "sqlite": ("PRAGMA foreign_keys = 0", "PRAGMA foreign_keys = 1"),
+    "postgresql": ("SET session_replication_role = replica", "SET session_replication_role = DEFAULT"),
+}
 
 
 def spoil(work: Callable[[], object]) -> list[str]:
     """Make a row wrong behind the store's back, look, and take it back."""
-    database.execute_sql("PRAGMA foreign_keys = 0")
+    blind, seeing = BLINDED["sqlite" if isinstance(database.obj, SqliteDatabase) else "postgresql"]
+    database.execute_sql(blind)
     with write() as _, database.savepoint() as savepoint:
         work()
         found = invariants.orphans()
         savepoint.rollback()
-    database.execute_sql("PRAGMA foreign_keys = 1")
+    database.execute_sql(seeing)
     return found
 
 
@@ -43,25 +50,36 @@ BREAKS: dict[str, Callable[[], object]] = {
     "and its end is": lambda: Operation.update(state="succeeded").execute(),
     "failed without a reason": lambda: Operation.update(state="failed").execute(),
     "and its owner is": lambda: Operation.update(owner="somebody").execute(),
-    "refers to no row of snapshot": lambda: (
-        VolumeSnapshot.update(snapshot=SOME).where(VolumeSnapshot.id == 1).execute()
-    ),
 }
+
+
+def with_all_kinds_of_rows() -> None:
+    vm = add_vm()
+    add_snapshot(vm)
+    add_snapshot(vm)
+    HostFile.create(vm=vm, host=HOST, type="tpm")
+    operations.enqueue("vm-sync", vm, HOST, {})
+    assert invariants.orphans() == []
 
 
 @pytest.mark.parametrize("sentence", BREAKS)
 async def test_what_belongs_to_nothing_is_found(db: Database, sentence: str) -> None:
     def work() -> list[str]:
-        vm = add_vm()
-        add_snapshot(vm)
-        add_snapshot(vm)
-        HostFile.create(vm=vm, host=HOST, type="tpm")
-        operations.enqueue("vm-sync", vm, HOST, {})
-        assert invariants.orphans() == []
+        with_all_kinds_of_rows()
         return spoil(BREAKS[sentence])
 
     found = await db.run(work)
     assert any(sentence in one for one in found), found
+
+
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+async def test_where_a_database_can_store_what_refers_to_no_row_that_is_found(db: Database) -> None:
+    def work() -> list[str]:
+        with_all_kinds_of_rows()
+        return spoil(lambda: VolumeSnapshot.update(snapshot=SOME).where(VolumeSnapshot.id == 1).execute())
+
+    found = await db.run(work)
+    assert any("refers to no row of snapshot" in one for one in found), found
 
 
 async def test_two_currents_are_found_where_the_index_is_gone(db: Database) -> None:
