@@ -81,8 +81,8 @@ CHANGES = st.builds(
 )
 
 
-#: Found at random: it has an external data file of no name.
-NAMELESS = Change(1, [("next extension", 0x44415441), ("its length", 0), ("incompatible", 4)], [])
+#: Found at random: it names an external data file, by no letter, though its features say that it has none.
+NAMELESS = Change(1, [("next extension", 0x44415441), ("its length", 0)], [])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def ours(data: bytes) -> Told | None:
         found.backing,
         found.backing_format if found.backing else None,  # QEMU says none of what there is not
         found.encryption > 0,
-        found.data_file if found.external_data else None,
+        found.data_file,
         found.version,
     )
 
