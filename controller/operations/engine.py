@@ -139,12 +139,16 @@ class Engine:
         Raises OperationNotFound, OperationNotCancellable.
         """
         self.require_cancellable(uuid)
+        self._tell_cancelled(uuid)
+        operation = await self.db.run(operations.cancel, uuid)
+        self._tell_cancelled(uuid)  # its row was read before it said so, where it was claimed in that moment
+        self._nudge.set()
+        return operation
+
+    def _tell_cancelled(self, uuid: UUID) -> None:
         held = self._jobs.get(uuid)
         if held is not None:
             held[0].cancelled = True
-        operation = await self.db.run(operations.cancel, uuid)
-        self._nudge.set()
-        return operation
 
     def require_cancellable(self, uuid: UUID) -> None:
         """Raise OperationNotCancellable for a job whose commit may have been sent and that cannot be stopped."""

@@ -1,11 +1,13 @@
 """The engine: queues, ends, cancels, leases."""
 
 import asyncio
+import threading
 from functools import partial
 from uuid import UUID
 
 import pytest
 
+from agent.wire.operation import Operation
 from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
 from controller.operations import snapshot_create, sync
@@ -96,6 +98,28 @@ async def test_a_running_operation_is_cancelled_before_commit_and_undone(one: Wo
     ended = await one.ended(first.uuid)
     assert ended.error is not None
     assert (ended.state, ended.error.code) == ("cancelled", "operation-cancelled")
+    assert await one.tree() == []
+
+
+async def test_an_operation_that_is_claimed_while_it_is_cancelled_is_cancelled(one: World) -> None:
+    loop, asked = asyncio.get_running_loop(), threading.Event()
+    cancelling: list[asyncio.Task[Operation]] = []
+
+    def ask(uuid: UUID) -> None:
+        cancelling.append(asyncio.create_task(one.engine.cancel(uuid)))
+        loop.call_soon(asked.set)  # by then it waits for the database's thread, behind the claim
+
+    def checkpoint(point: str) -> None:
+        if point == "after database store.operations.claim_next" and not asked.is_set():
+            for claimed in operations.unfinished():
+                loop.call_soon_threadsafe(ask, claimed.operation.uuid)
+                assert asked.wait(5)
+
+    assert one.db._real is not None
+    one.db._real.checkpoint = checkpoint
+    queued = await one.submit("snapshot-create", snapshot_create.Wanted())
+    assert (await one.ended(queued.uuid)).state == "cancelled"
+    assert [(await asking).state for asking in cancelling] == ["running"]
     assert await one.tree() == []
 
 
