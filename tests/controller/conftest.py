@@ -20,7 +20,8 @@ QUICK = ("tests.controller.store.",)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a database on both, unless it says itself on which."""
     says_itself = any("databases" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
-    if "databases" not in metafunc.fixturenames or says_itself:
+    only_one = says_itself or metafunc.module.__name__.startswith("tests.controller.postgresql.")
+    if "databases" not in metafunc.fixturenames or only_one:
         return
     quick = metafunc.module.__name__.startswith(QUICK)
     # One server is enough for all that `make test` has: what is in one group goes to one process.

@@ -127,8 +127,7 @@ class Postgresql:
 
     def kill(self) -> None:
         """Kill all its processes, as a power cut would."""
-        for pid in self.processes():
-            self.send(SIGKILL, pid)
+        self.send(SIGKILL, *self.processes())
         self._end(SIGKILL)
 
     def _end(self, number: Signals) -> None:
