@@ -14,7 +14,13 @@ from controller.store import invariants
 from tests.controller.databases import Databases, OnServer, SqliteFiles
 from tests.controller.world import World, world
 
-QUICK = ("tests.controller.store.",)
+QUICK = tuple(
+    f"tests.controller.{name}"
+    for name in (
+        *("store.test_events", "store.test_groups", "store.test_hosts", "store.test_operations", "store.test_paging"),
+        *("store.test_tokens", "api.test_dry_run", "test_db", "test_retention"),
+    )
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

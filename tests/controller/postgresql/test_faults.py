@@ -20,8 +20,10 @@ from tests.visits import Struck
 Loss = Literal["order", "answer", "backend"]
 LOSSES: tuple[Loss, ...] = ("order", "answer", "backend")
 #: `make test` takes every so-manieth commit of the first, `make test-slow` every commit of all.
-QUICK, SAMPLE = ("create", "revert"), 10
+QUICK, SAMPLE = ("create",), 5
 WHOLE = ("create", "revert", "delete", "clone")
+#: ``clones-failed``: one of several could not be made, and it says why.
+ENDS = {"succeeded", "refused", "database-failed", "commit-unconfirmed", "clones-failed"}
 
 
 class Cutter(Striker):
@@ -99,7 +101,7 @@ async def test_a_database_that_is_lost_at_a_commit_ends_every_operation(
     found = await every(postgresql, proxy, kind, SAMPLE)
     struck(sum(found.values()))
     assert sum(found.values()) > 2
-    assert not found.keys() - {"succeeded", "refused", "database-failed", "commit-unconfirmed"}, found
+    assert not found.keys() - ENDS, found
 
 
 @pytest.mark.slow
@@ -111,4 +113,4 @@ async def test_a_database_that_is_lost_at_any_commit_ends_every_operation(
 ) -> None:
     found = await every(postgresql, proxy, kind, 1)
     struck(sum(found.values()))
-    assert not found.keys() - {"succeeded", "refused", "database-failed", "commit-unconfirmed"}, found
+    assert not found.keys() - ENDS, found

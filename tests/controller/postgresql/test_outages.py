@@ -20,9 +20,35 @@ from controller.store import events
 from tests.controller.databases import OnServer, name_of
 from tests.controller.postgresql.conftest import SHORT
 from tests.controller.postgresql.proxy import Half, Proxy
+from tests.lab.paths import PROJECT, PYTHON
 from tests.lab.postgresql import Postgresql
 from tests.visits import Struck
 
+#: A controller whose network is cut, and mended: it prints why a call failed, and after how many seconds.
+GONE = """
+import asyncio, subprocess, sys, time
+from controller.db import Database
+from controller.errors import DatabaseFailed
+from controller.postgresql import Deadlines
+from controller.store import events
+
+def link(way):
+    subprocess.run(["ip", "link", "set", "lo", way], check=True)
+
+async def main():
+    async with Database(sys.argv[1], deadlines=Deadlines(connect_s=2, unacknowledged_s=1)) as db:
+        link("down")
+        begun = time.monotonic()
+        try:
+            await db.run(events.append, "lost")
+        except DatabaseFailed as err:
+            print(err)
+        print(int(time.monotonic() - begun))
+        link("up")
+        await db.run(events.append, "kept")
+        print([event.type for event in await db.run(events.read, 0, 9)])
+asyncio.run(main())
+"""
 #: What each wait may last at most, on a machine that has other things to do.
 IN_TIME_S = 30
 
@@ -204,6 +230,18 @@ async def test_a_controller_that_sleeps_in_a_transaction_loses_it_and_holds_nobo
         await hasty.run(sleeps)
     await hasty.run(events.append, "kept")
     assert await types(hasty) == ["kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.case("F5")
+def test_a_machine_that_is_gone_is_noticed_by_the_packets_that_nobody_acknowledges() -> None:
+    with Postgresql(network=True) as server:
+        url = server.url(server.create(), port=server.port)
+        done = server.namespace.run([PYTHON, "-c", GONE, url], cwd=PROJECT, timeout_s=60)
+    why, after_s, kept = done.stdout.splitlines()
+    assert "the connection to PostgreSQL was lost" in why
+    assert int(after_s) < 20  # not the 70 s after which we would cut it ourselves
+    assert kept == "['kept']"
 
 
 async def _open_elsewhere(url: str) -> None:
