@@ -16,7 +16,6 @@ from agent.api.images import ImageRoutes
 from agent.api.transactions import TransactionRoutes
 from agent.api.upkeep import UpkeepRoutes
 from agent.api.vms import VmRoutes
-from agent.background import Background
 from agent.config import Config
 from agent.disposal import Disposal
 from agent.facts import VERSION, Facts
@@ -39,6 +38,7 @@ from agent.upkeep import Upkeep
 from agent.watchers import HOOK_GRACE_S, Watchers
 from agent.web import application, serving
 from agent.web.auth import Secret, first_of, one_secret, read_secret_file, root_on_unix_socket
+from agent.web.background import Background
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.web.log import kv

@@ -90,23 +90,33 @@ class Watchers:
             while True:
                 await connected.wait()
                 connected.clear()
-                told = await asyncio.to_thread(self._event_log.newest_of, _LIFE)
+                told = await asyncio.to_thread(self._told)
                 domains = await self._hypervisor.domains()
                 await self._note([domain.uuid for domain in domains])
-                await self._catch_up(domains, told)
+                if await self._catch_up(domains, told):
+                    connected.set()  # what went on meanwhile may be in the log already, and must not be the older word
         finally:
             unsubscribe()
 
-    async def _catch_up(self, domains: Iterable[DomainState], told: Mapping[UUID, str]) -> None:
+    def _told(self) -> dict[UUID, str]:
+        """Return the newest word on each domain, but for those that are starting now: their end will be told."""
+        told = self._event_log.newest_of(_LIFE)
+        return {vm: kind for vm, kind in told.items() if kind != "vm.starting" or not self._inventory.is_starting(vm)}
+
+    async def _catch_up(self, domains: Iterable[DomainState], told: Mapping[UUID, str]) -> bool:
         """Log what nobody told of: the hook could not write its note, and libvirt or this agent was away.
 
-        A start or stop in this very moment may be told twice, which does no harm.
+        Return whether there was any. A start or stop in this very moment may be told twice, which does no harm.
         """
+        caught = False
         for domain in domains:
-            if domain.active and told.get(domain.uuid) == "vm.stopped":
-                await self._append("vm.started", domain, {"reason": "found running"})
-            elif not domain.active and told.get(domain.uuid) == "vm.started":
-                await self._append("vm.stopped", domain, {"reason": "found shut off"})
+            word = told.get(domain.uuid)
+            if word is None or word == ("vm.started" if domain.active else "vm.stopped"):
+                continue
+            kind, found = ("vm.started", "found running") if domain.active else ("vm.stopped", "found shut off")
+            await self._append(kind, domain, {"reason": found})
+            caught = True
+        return caught
 
     async def watch_unconfirmed(self) -> None:
         """Log each start or stop that the hook did not tell of."""

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from agent.web.application import build
+from agent.web.background import Background, keep_going
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.log import kv
 from agent.web.routes import Route
@@ -95,15 +97,13 @@ async def running(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> A
         pace = Pace(poll_s=settings.poll_s, event_wait_s=settings.event_wait_s, retry_max_s=settings.retry_max_s)
         registry.start_following(
             lambda name: asyncio.create_task(
-                Follower(name, db, registry, engine.nudge, pace).run(), name=f"host {name}"
+                keep_going(f"host {name}", Follower(name, db, registry, engine.nudge, pace).run, until_done=True),
+                name=f"host {name}",
             )
         )
-        house = asyncio.create_task(keep_house(db, Metrics(metrics), settings.events_kept), name="housekeeping")
-        stack.push_async_callback(_stop, house)
-        retention = asyncio.create_task(
-            keep_retention(db, engine.nudge, settings.retention_interval_s), name="retention"
-        )
-        stack.push_async_callback(_stop, retention)
+        background = await stack.enter_async_context(Background())
+        background.keep("housekeeping", partial(keep_house, db, Metrics(metrics), settings.events_kept))
+        background.keep("retention", partial(keep_retention, db, engine.nudge, settings.retention_interval_s))
         yield app
 
 
@@ -128,9 +128,3 @@ def _with_database(route: Route) -> Route:
 def _limits(settings: Config) -> Limits:
     patience = Patience(lease_s=settings.lease_s, host_file_limit_bytes=settings.host_file_limit_bytes)
     return Limits(per_host=settings.per_host_limit, patience=patience)
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

@@ -26,6 +26,7 @@
     ├── ControllerRefused            409  another controller works with this host
     ├── NoSpace                      507
     ├── StorageFailed                500  the operating system refused a read or write
+    │   └── NeighbourUnreadable      409  it cannot be told whether a file stands on one that is to go
     ├── HookLockHeld                 503  the lock shared with the hook was not free in time
     ├── QemuImgFailed                500
     ├── ToolFailed                   500  an outside command cannot be run, or answers without end
@@ -89,6 +90,7 @@ from agent.errors.system import (
     HypervisorRefused,
     HypervisorTimeout,
     HypervisorUnavailable,
+    NeighbourUnreadable,
     NoSpace,
     OutOfThreads,
     QemuImgFailed,
@@ -155,6 +157,7 @@ __all__ = [
     "ImageRefused",
     "InternalSnapshot",
     "LeaseExpired",
+    "NeighbourUnreadable",
     "NoSpace",
     "NotFound",
     "OutOfThreads",

@@ -16,6 +16,16 @@ class StorageFailed(Error):
     status, code, message = 500, "storage-failed", "{action} {path}: {reason}; what was begun was undone"
 
 
+class NeighbourUnreadable(StorageFailed):
+    """It cannot be told whether a file in an image directory stands on one that is to go or to be written to."""
+
+    status, code = 409, "neighbour-unreadable"
+    message = (
+        "{path} lies beside {frozen} and cannot be read as an image ({reason}), so it may stand on it; nothing was "
+        "touched. Move it to a directory without frozen files, or make it readable to the agent, and try again"
+    )
+
+
 class HookLockHeld(Error):
     """The lock that the agent shares with the hook was not free in time."""
 

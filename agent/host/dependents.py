@@ -9,10 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import ImageRefused, StorageFailed
+from agent.errors import ImageRefused, NeighbourUnreadable, StorageFailed
 from agent.host import files, qcow2
 
 _MAX_DEPTH = 1_000  # what is deeper is not a chain but an attack
+#: We are short of something ourselves: the file is not to blame.
+_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 #: Nothing there, a link, a pipe or a directory, a socket, a name that no file can have: none of them is an image.
 _NO_IMAGE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG}
 
@@ -100,7 +102,8 @@ def standing_on(path: Path) -> list[Path]:
     """Find the images in the same directory that stand on ``path``: an administrator's own overlay among them.
 
     A file elsewhere is not found; the caller adds the chains that it knows. Raises StorageFailed where the directory
-    or a file in it cannot be read.
+    cannot be listed, NeighbourUnreadable for a file in it that cannot be read, or begins as an image and is none that
+    we understand: QEMU may, as one of a later version.
     """
     resolved = Path(os.path.realpath(path))
     try:
@@ -108,4 +111,25 @@ def standing_on(path: Path) -> list[Path]:
             beside = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
     except OSError as err:
         raise StorageFailed(action="list", path=str(resolved.parent), reason=err.strerror or str(err)) from err
-    return sorted(other for other in beside if other != resolved and backing_of(other) == resolved)
+    return sorted(other for other in beside if other != resolved and _stands_on(other, resolved))
+
+
+def _stands_on(other: Path, frozen: Path) -> bool:
+    try:
+        descriptor = files.open_regular(other)
+        try:
+            header = qcow2.read_header_from(descriptor)
+        finally:
+            os.close(descriptor)
+    except qcow2.Qcow2Error as err:
+        # What we stage ourselves may be half there; what it is to stand on its own transaction knows.
+        if isinstance(err, qcow2.NotQcow2) or other.name.startswith(files.STAGE_PREFIX):
+            return False
+        raise NeighbourUnreadable(path=str(other), frozen=str(frozen), reason=err.reason) from err
+    except OSError as err:
+        if err.errno in _NO_IMAGE:
+            return False
+        if err.errno in _SHORT:
+            raise StorageFailed(action="reading", path=str(other), reason=err.strerror or str(err)) from err
+        raise NeighbourUnreadable(path=str(other), frozen=str(frozen), reason=err.strerror or str(err)) from err
+    return _backing(other, header) == frozen

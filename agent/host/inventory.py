@@ -231,6 +231,10 @@ class Inventory:
             domain_xml=xml,
         )
 
+    def is_starting(self, vm: UUID) -> bool:
+        """Say whether a start of a domain is under way. Blocks. Raises StorageFailed."""
+        return self._guards.is_starting(vm)
+
     def _look(self, domain: Domain) -> tuple[Guard | None, bool, list[Disk]]:
         guard, starting = self._guards.get(domain.uuid), self._guards.is_starting(domain.uuid)
         return guard, starting, [self._read_disk(disk) for disk in domain.disks]

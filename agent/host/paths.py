@@ -21,7 +21,10 @@ from pathlib import Path
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as the kernel, path_resolution(7)
-_LED_AWAY = "a link has taken the place of a directory on the way to it"
+_LED_AWAY = (
+    "{link} has become a link on the way to it, and none is followed. Put the directory back in its place, or mount "
+    "the other one there (mount --bind); where the link is to stay, restart coldframe-agent"
+)
 
 
 def settle(path: Path) -> Path:
@@ -65,8 +68,8 @@ def parent(path: Path) -> Iterator[tuple[int, str]]:
         raise OSError(errno.EINVAL, "its name is not one to work with", str(path))
     directory = os.open("/", _STEP)
     try:
-        for step in steps[:-1]:
-            inner = _enter(directory, step, path)
+        for number in range(1, len(steps)):
+            inner = _enter(directory, Path(root, *steps[:number]), path)
             os.close(directory)
             directory = inner
         yield directory, steps[-1] if steps else "."
@@ -74,12 +77,12 @@ def parent(path: Path) -> Iterator[tuple[int, str]]:
         os.close(directory)
 
 
-def _enter(directory: int, step: str, path: Path) -> int:
+def _enter(directory: int, step: Path, path: Path) -> int:
     try:
-        return os.open(step, _STEP, dir_fd=directory)
+        return os.open(step.name, _STEP, dir_fd=directory)
     except OSError as err:
-        if err.errno == errno.ENOTDIR and modes.S_ISLNK(os.lstat(step, dir_fd=directory).st_mode):
-            raise OSError(errno.EXDEV, _LED_AWAY, str(path)) from err
+        if err.errno == errno.ENOTDIR and modes.S_ISLNK(os.lstat(step.name, dir_fd=directory).st_mode):
+            raise OSError(errno.EXDEV, _LED_AWAY.format(link=step), str(path)) from err
         raise OSError(err.errno, err.strerror, str(path)) from err
 
 

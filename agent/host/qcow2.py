@@ -36,6 +36,10 @@ class Qcow2Error(Exception):
         super().__init__(reason)
 
 
+class NotQcow2(Qcow2Error):
+    """The file does not even begin as one; QEMU would not take it for one either."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What an image says of itself. ``backing_format`` and ``data_file`` are None where it says nothing.
@@ -71,7 +75,7 @@ def read_header_from(descriptor: int) -> Header:
     """Read the header of an open file; reads at most its first cluster (2 MiB)."""
     start = os.pread(descriptor, 512, 0)
     if len(start) < _V2_BYTES or start[:4] != MAGIC:
-        raise Qcow2Error("it is not a qcow2 image")
+        raise NotQcow2("it is not a qcow2 image")
     bits = int.from_bytes(start[20:24], "big")
     if bits not in _CLUSTER_BITS:
         raise Qcow2Error(f"its cluster size 2^{bits} is not one of qcow2")
@@ -81,7 +85,7 @@ def read_header_from(descriptor: int) -> Header:
 def parse(data: bytes) -> Header:
     """Parse the first cluster of an image; ``Qcow2Error`` for anything that QEMU or this page would not accept."""
     if len(data) < _V2_BYTES or data[:4] != MAGIC:
-        raise Qcow2Error("it is not a qcow2 image")
+        raise NotQcow2("it is not a qcow2 image")
     fields = _V2.unpack_from(data)
     _, version, backing_at, backing_bytes, bits, virtual, encryption, l1_entries, l1_at = fields[:9]
     snapshots = fields[11]

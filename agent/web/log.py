@@ -6,7 +6,9 @@ import re
 import sys
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
+
+from agent.web import out_of_memory
 
 #: Set by the request middleware, and by whoever runs a piece of work in the background.
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -60,9 +62,24 @@ class KeyValueFormatter(logging.Formatter):
         return " ".join(part for part in (render(head), body, render(tail)) if part)
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to stderr; ends the process where one tells that memory ran out or cannot be written for that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it."""
+        super().emit(record)
+        out_of_memory.end_if(record.exc_info[1] if record.exc_info else None)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Look at why a line could not be written."""
+        out_of_memory.end_if(sys.exc_info()[1])
+        super().handleError(record)
+
+
 def configure(level: str = "info") -> None:
-    """Send every record of this process to stderr as key=value lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send every record of this process to stderr as key=value lines; it ends when it runs out of memory."""
+    out_of_memory.watch()
+    handler = StderrHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

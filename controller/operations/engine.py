@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from agent.web.background import keep_going
 from agent.web.errors import Error
 from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
@@ -83,7 +84,7 @@ class Engine:
         self._loop: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.create_task(self._serve(), name="operations")
+        self._loop = asyncio.create_task(keep_going("operations", self._serve), name="operations")
         return self
 
     async def __aexit__(

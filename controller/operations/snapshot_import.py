@@ -165,11 +165,17 @@ class _Progress:
         self._job = job
         self._total = sum(image.size_bytes for image in manifest.images())
         self._done = self._told = 0
+        self._checked = False
         self._failure: Error | None = None
 
     async def over(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Give the pieces, and remember what went wrong with them: the call that sends them would tell it otherwise."""
+        """Give the pieces, and remember what went wrong with them: the call that sends them would tell it otherwise.
+
+        After the last one the host reads the whole image to check it, which may take as long as sending it did.
+        """
         try:
+            if self._checked:
+                await self._job.step("receive")
             async for piece in pieces:
                 if self._job.cancelled:
                     raise OperationCancelled(operation=self._job.uuid)
@@ -178,6 +184,9 @@ class _Progress:
                     self._told = self._done
                     await self._job.progress(self._done, self._total)
                 yield piece
+            await self._job.progress(self._done, self._total)
+            await self._job.step("check")
+            self._checked = True
         except Error as err:
             self._failure = err
             raise

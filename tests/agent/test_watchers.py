@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
@@ -9,14 +10,16 @@ from typing import cast
 import pytest
 
 from agent import app as agent_app
-from agent import background, watchers
+from agent import watchers
 from agent.app import Agent
 from agent.errors import StorageFailed
 from agent.host.event_log import EventLog
 from agent.host.hypervisor import Hypervisor
 from agent.host.network import Network, NetworkChange
+from agent.web import background
 from tests.agent.api.conftest import VM, Host, make_host
 from tests.agent.host.full_disk import full_file_system
+from tests.agent.transactions.test_guard import mark_starting
 
 
 @pytest.fixture
@@ -113,7 +116,8 @@ async def test_domains_are_looked_at_again_when_libvirt_is_back(host: Host, agen
         (False, "vm.started", [("vm.stopped", "libvirt")]),
         (True, "vm.stopped", [("vm.started", "libvirt")]),
         (False, "vm.stopped", []),
-        (False, "vm.starting", []),  # it may be starting now
+        (False, "vm.starting", [("vm.stopped", "libvirt")]),
+        (True, "vm.starting", [("vm.started", "libvirt")]),
     ],
 )
 async def test_a_start_or_stop_that_nobody_could_tell_of_is_found_when_libvirt_is_looked_at(
@@ -129,6 +133,20 @@ async def test_a_start_or_stop_that_nobody_could_tell_of_is_found_when_libvirt_i
         host.hypervisor.tell("defined", host.domain)
         await until(lambda: ("vm.defined", "libvirt") in types(agent))
         assert types(agent) == [(logged, "hook"), *added, ("vm.defined", "libvirt")]
+
+
+async def test_of_a_vm_that_is_starting_nothing_is_logged_but_how_it_ends(host: Host) -> None:
+    hypervisor, network = cast(Hypervisor, host.hypervisor), cast(Network, host.network)
+    note(host, 1, "vm.starting")
+    (host.config.state_dir / "starting").mkdir()
+    mark_starting(host.config.state_dir, os.getpid())
+    async with agent_app.working(host.config, hypervisor, network) as agent:
+        await until(lambda: bool(host.hypervisor._listeners))
+        for _ in range(2):
+            host.hypervisor.reconnect()
+            host.hypervisor.tell("defined", host.domain)
+            await until(lambda: ("vm.defined", "libvirt") in types(agent))
+        assert [one for one in types(agent) if one[0] != "vm.defined"] == [("vm.starting", "hook")]
 
 
 def fill_up(state_dir: Path, log: EventLog) -> None:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from signal import SIGCONT
+from threading import Thread
 
 import pytest
 
 from tests.e2e.conftest import change_at_rest, seen
-from tests.lab.daemons import healthy
+from tests.lab.daemons import Daemon, healthy
 from tests.lab.guest import Guest
 from tests.lab.mortal_fleet import MortalFleet
 from tests.lab.waiting import wait_until
@@ -112,6 +113,61 @@ def limit_of_children(descriptors: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def open_files(daemon: Daemon) -> int:
+    process = daemon.process
+    assert process is not None
+    return int(process.namespace.run(["sh", "-c", f"ls /proc/{process.pid}/fd | wc -l"]).stdout)
+
+
+def limit(daemon: Daemon, descriptors: int) -> None:
+    process = daemon.process
+    assert process is not None
+    process.namespace.run(["prlimit", f"--pid={process.pid}", f"--nofile={descriptors}:"])
+
+
+@pytest.mark.slow
+@pytest.mark.case("F5")
+def test_a_controller_without_descriptors_fails_by_name_or_waits_and_goes_on_by_itself(fleet: MortalFleet) -> None:
+    """Idle connections, event streams, callers that wait and callers at work; then none left for anything new."""
+    fleet.restart_controller()
+    fleet.controller.stop()
+    with limit_of_children(256):
+        fleet.controller.start()
+    wait_until("the guest at the controller", fleet.knows_guest, 60, every_s=0.1)
+    at_rest = open_files(fleet.controller)
+    for spare in (0, 1, 3, 6, 12):
+        with ExitStack() as stack:
+            for number in range(60):
+                waiting = stack.enter_context(socket.socket())
+                waiting.connect(("127.0.0.1", int(fleet.controller.url.rpartition(":")[2])))
+                if number % 3 == 0:
+                    asked = (
+                        f"GET /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {fleet.controller.token}\r\n\r\n"
+                    )
+                    waiting.sendall(asked.encode())
+            fleet.json("snapshot", "create", fleet.id, f"in spite of them {spare}")
+            before = seen(fleet.guest)
+            limit(fleet.controller, open_files(fleet.controller) + spare)
+            try:
+                asking = [
+                    Thread(target=fleet.ask, args=("snapshot", "create", fleet.id, f"{spare} {n}")) for n in range(3)
+                ]
+                for one in asking:
+                    one.start()
+                time.sleep(3)
+            finally:
+                limit(fleet.controller, 256)
+        for one in asking:
+            one.join()
+        codes = {one["error"]["code"] for one in fleet.ended() if one["error"]}
+        assert "internal-error" not in codes, codes
+        assert seen(fleet.guest) == before
+        fleet.json("snapshot", "create", fleet.id, f"well again {spare}")
+        fleet.sound()
+    wait_until("its connections to be closed", lambda: open_files(fleet.controller) <= at_rest + 8, 30)
+    assert "internal-error" not in fleet.controller.log()
+
+
 @pytest.mark.slow
 @pytest.mark.case("F5")
 def test_connections_that_only_wait_and_descriptors_that_run_out_stop_nothing_for_good(fleet: MortalFleet) -> None:
@@ -120,27 +176,18 @@ def test_connections_that_only_wait_and_descriptors_that_run_out_stop_nothing_fo
     fleet.agent.dies_at(None)
     with limit_of_children(512):
         fleet.agent.start()
-    process = fleet.agent.process
-    assert process is not None
-
-    def open_files() -> int:
-        return int(process.namespace.run(["sh", "-c", f"ls /proc/{process.pid}/fd | wc -l"]).stdout)
-
-    def limit(descriptors: int) -> None:
-        process.namespace.run(["prlimit", f"--pid={process.pid}", f"--nofile={descriptors}:"])
-
     with ExitStack() as stack:
         for _ in range(300):
             waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
             waiting.connect(os.fspath(fleet.agent.socket_path))
         fleet.json("snapshot", "create", fleet.id, "in spite of them")
-        assert open_files() < 200
-    limit(open_files() + 4)
+        assert open_files(fleet.agent) < 200
+    limit(fleet.agent, open_files(fleet.agent) + 4)
     try:
         fleet.ask("snapshot", "create", fleet.id, "without descriptors")
         time.sleep(3)
     finally:
-        limit(512)
+        limit(fleet.agent, 512)
     ended = fleet.ended()[0]
     assert ended["state"] == "succeeded" or ended["error"]["code"] != "internal-error", ended
     fleet.json("snapshot", "create", fleet.id, "well again")

@@ -16,7 +16,9 @@
 
 Modules: ``host`` (LabHost), ``guest``, ``console``, ``disks``, ``tpm``, ``network`` (cables between hosts), ``daemons``
 (our own), ``fleet`` (several hosts with shared storage), ``namespace`` and ``holder`` (what it all stands on),
-``fixtures`` (pytest), ``requirements`` (what the machine lacks). All calls block. Everything of a host ends with the
+``mortal_agent``, ``mortal_controller``, ``mortal_fleet`` (daemons that die where a test says), ``preloaded`` (a clock
+that is stepped, memory that runs out), ``fixtures`` (pytest), ``requirements`` (what the machine lacks). All calls
+block. Everything of a host ends with the
 process that made it, even when that is killed; a child that it forks without exec (multiprocessing's fork) must end
 too, as it holds the same pipe.
 """

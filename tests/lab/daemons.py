@@ -16,11 +16,11 @@ from signal import SIGKILL, SIGTERM
 from types import TracebackType
 from typing import Any, Self
 
-from tests.lab.clock import Clock
 from tests.lab.errors import LabError
 from tests.lab.host import LabHost
 from tests.lab.namespace import Namespace, Process
 from tests.lab.paths import IMAGES, NVRAM, PROJECT, PYTHON, STATE_DIR, SWTPM
+from tests.lab.preloaded import Preloaded, environment
 from tests.lab.waiting import wait_until
 
 
@@ -71,7 +71,7 @@ class Daemon:
         self.name, self.namespace, self.settings = name, namespace, settings
         self.module, self.config_file = module, config_file
         self.env: dict[str, str] = {}
-        self.clock: Clock | None = None  # the wall clock that it is started with, where a test steps it
+        self.machine: tuple[Preloaded, ...] = ()  # what it is to believe of its machine, from the next start on
         self.process: Process | None = None
         self._log_from: int | None = None
 
@@ -124,7 +124,7 @@ class Daemon:
         if self._log_from is None:  # another daemon of that name may have written to the file before
             log = self.namespace.log_path(self.name)
             self._log_from = log.stat().st_size if log.exists() else 0
-        env = self.env | (self.clock.environment if self.clock else {})
+        env = self.env | environment(*self.machine)
         self.process = self.namespace.spawn(self.name, self.command("serve"), cwd=PROJECT, env=env)
 
     def _healthy_or_raise(self) -> bool:

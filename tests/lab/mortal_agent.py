@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent import app, config
 from agent.web import log
-from tests.lab import clock
+from tests.lab import preloaded
 from tests.lab.daemons import AgentDaemon
 from tests.lab.host import LabHost
 
@@ -48,7 +48,7 @@ def checkpoint(name: str) -> None:
     if POINTS in os.environ:
         with Path(os.environ[POINTS]).open("a") as file:
             file.write(f"{name}\n")
-    clock.passed(name)
+    preloaded.passed(name)
     if os.environ.get(DIES_AT) == name:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get(STOPS_AT) == name:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.web import log
 from controller import app, config
-from tests.lab import clock
+from tests.lab import preloaded
 from tests.lab.daemons import ControllerDaemon
 from tests.lab.paths import PYTHON
 from tests.points import named
@@ -61,7 +61,7 @@ def checkpoint(point: str) -> None:
     if not file.exists():
         return
     name = named(point)
-    clock.passed(name)
+    preloaded.passed(name)
     _passed[name] += 1
     key = f"{name} #{_passed[name]}"
     with file.open("a") as lines:

@@ -7,12 +7,12 @@ from pathlib import Path
 from signal import SIGCONT
 from typing import Any
 
-from tests.lab.clock import Clock
 from tests.lab.errors import LabError
 from tests.lab.guest import Guest
 from tests.lab.host import LabHost
 from tests.lab.mortal_agent import MortalAgent
 from tests.lab.mortal_controller import MortalController
+from tests.lab.preloaded import Clock
 from tests.lab.waiting import wait_until
 
 LEASE_S = 5
@@ -81,7 +81,7 @@ def mortal_fleet(root: Path) -> Iterator[MortalFleet]:
         agent.dies_at(None)
         controller = MortalController(root, lease_s=LEASE_S)
         controller.strikes_at()
-        agent.clock, controller.clock = Clock(root, "agent"), Clock(root, "controller")
+        agent.machine, controller.machine = (Clock(root, "agent"),), (Clock(root, "controller"),)
         with agent, controller:
             controller.add_host(agent)
             yield MortalFleet(host, agent, controller)

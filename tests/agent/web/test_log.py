@@ -1,10 +1,12 @@
 """Log lines: one fact a line, whatever the values hold."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
 
+from agent.web import out_of_memory
 from agent.web.log import REQUEST_ID, KeyValueFormatter, configure, kv, render
 
 
@@ -58,3 +60,49 @@ def test_configure_sends_everything_to_stderr(capsys: pytest.CaptureFixture[str]
     assert "msg=hello" in captured.err
     assert "unheard" not in captured.err
     assert captured.out == ""
+
+
+ENDS = """
+import logging, sys
+from agent.web.log import configure
+configure()
+{trouble}
+print("lives on")
+"""
+TOLD = "try: raise MemoryError\nexcept MemoryError: logging.exception('it broke')"
+NOT_TOLD = """
+class Large:
+    def __str__(self): raise MemoryError
+logging.info('%s', Large())
+"""
+
+
+IN_A_THREAD = """
+import threading
+def run(): raise MemoryError
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+NOWHERE = """
+class Last:
+    def __del__(self): raise MemoryError
+Last()
+"""
+
+
+@pytest.mark.parametrize("trouble", [TOLD, NOT_TOLD, IN_A_THREAD, NOWHERE])
+def test_a_process_that_ran_out_of_memory_ends_and_says_so(trouble: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.format(trouble=trouble)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (out_of_memory.EXIT_CODE, "")
+    assert done.stderr.endswith("event=out-of-memory\n")
+
+
+def test_a_line_that_cannot_be_written_for_another_reason_ends_nothing() -> None:
+    trouble = "logging.info('%d', 'no number')"
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.format(trouble=trouble)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "lives on\n"

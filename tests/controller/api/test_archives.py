@@ -225,6 +225,19 @@ async def test_a_dry_run_reads_the_whole_archive_and_changes_nothing(house: Hous
     assert house.rig.files() == before
 
 
+async def test_an_import_shows_that_what_arrived_is_being_checked(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive = await house.export(await house.snapshot(), "chain")
+    with caplog.at_level("INFO", "coldframe"):
+        operation = await (await house.import_(archive)).json()
+    shown = [line.rpartition("step=")[2] for line in caplog.messages if f"operation={operation['uuid']}" in line]
+    shown = [step for step in shown if step in {"prepare", "receive", "check"}]
+    images = shown.count("check")
+    assert images > 1
+    assert shown == ["prepare", *["receive", "check"] * images]
+
+
 async def test_the_same_key_imports_once(house: House) -> None:
     archive = await house.export(await house.snapshot())
     first = await (await house.import_(archive, key="once")).json()

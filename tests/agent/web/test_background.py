@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from agent.background import Background
 from agent.errors import EventsLost
+from agent.web.background import Background, keep_going
 
 
 class Clockwork:
@@ -55,3 +55,16 @@ async def test_leaving_ends_the_watchers_and_waits_for_them() -> None:
         background.keep("work", work)
         await asyncio.sleep(0)
     assert ended == ["work"]
+
+
+async def test_work_that_can_be_done_is_tried_until_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Exception | None] = [RuntimeError("a bug"), EventsLost(count=1), None]
+
+    async def work() -> None:
+        if (failure := outcomes.pop(0)) is not None:
+            raise failure
+
+    clockwork = Clockwork()
+    await keep_going("work", work, clockwork.sleep, until_done=True)
+    assert (outcomes, clockwork.pauses) == ([], [1.0, 2.0])
+    assert len(caplog.records) == 2

@@ -38,21 +38,27 @@ class Background:
 
     def keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run ``work`` and keep it running; one that returns is started again too."""
-        self._tasks.append(asyncio.create_task(self._keep(name, work), name=name))
+        self._tasks.append(asyncio.create_task(keep_going(name, work, self._sleep), name=name))
 
-    async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        WORK_ID.set(name)
-        clock = asyncio.get_running_loop().time
-        pause_s = FIRST_PAUSE_S
-        while True:
-            began = clock()
-            try:
-                await work()
-            except Error as err:
-                log.warning(kv("watcher-failed", reason=err, again_in_s=pause_s))
-            except Exception:  # the root of background work: it is logged and goes on, nobody else would see it
-                log.exception(kv("watcher-broke", again_in_s=pause_s))
-            if clock() - began >= STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            await self._sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+async def keep_going(
+    name: str, work: Callable[[], Awaitable[None]], sleep: Sleep = asyncio.sleep, *, until_done: bool = False
+) -> None:
+    """Run ``work`` and start it again whenever it breaks, and when it returns unless that means that it is done."""
+    WORK_ID.set(name)
+    clock = asyncio.get_running_loop().time
+    pause_s = FIRST_PAUSE_S
+    while True:
+        began = clock()
+        try:
+            await work()
+            if until_done:
+                return
+        except Error as err:
+            log.warning(kv("watcher-failed", reason=err, again_in_s=pause_s))
+        except Exception:  # the root of background work: it is logged and goes on, nobody else would see it
+            log.exception(kv("watcher-broke", again_in_s=pause_s))
+        if clock() - began >= STEADY_S:
+            pause_s = FIRST_PAUSE_S
+        await sleep(pause_s)
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
