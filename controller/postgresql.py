@@ -160,7 +160,11 @@ class Postgresql(Backend, peewee.PostgresqlDatabase):
             raise DatabaseFailed(reason=self._gave_up_because) from err
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
-        """Run one statement. A change that is no part of a transaction takes its turn as one does."""
+        """Run one statement. A change that is no part of a transaction takes its turn as one does.
+
+        PostgreSQL refuses even to compare with NUL: hosts may tell of it in a text, and callers ask for it.
+        """
+        params = [one.replace("\0", "\ufffd") if isinstance(one, str) else one for one in params or ()]
         if self.transaction_depth() == 0 and CHANGE.match(sql):
             with self.writing():
                 return super().execute_sql(sql, params)

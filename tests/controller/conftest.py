@@ -14,13 +14,23 @@ from controller.store import invariants
 from tests.controller.databases import Databases, OnServer, SqliteFiles
 from tests.controller.world import World, world
 
-QUICK = ("tests.controller.store.",)
+QUICK = tuple(
+    f"tests.controller.{name}"
+    for name in (
+        *("store.test_events", "store.test_groups", "store.test_hosts", "store.test_operations", "store.test_paging"),
+        *("store.test_tokens", "api.test_dry_run", "test_db", "test_retention"),
+    )
+)
+#: Those of PostgreSQL alone, and thousands of faults that a new database each time would make hours of; what of them
+#: concerns its commits is in tests/controller/postgresql/test_faults.py.
+ELSEWHERE = ("tests.controller.postgresql.", "tests.controller.operations.test_faults")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses a database on both, unless it says itself on which."""
+    """Run what uses a database on both, unless it says itself on which, or is done otherwise elsewhere."""
     says_itself = any("databases" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
-    if "databases" not in metafunc.fixturenames or says_itself:
+    only_one = says_itself or metafunc.module.__name__.startswith(ELSEWHERE)
+    if "databases" not in metafunc.fixturenames or only_one:
         return
     quick = metafunc.module.__name__.startswith(QUICK)
     # One server is enough for all that `make test` has: what is in one group goes to one process.
@@ -32,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databases]:
     """What makes this test's databases."""
-    if request.param == "sqlite":
+    if getattr(request, "param", "sqlite") == "sqlite":
         yield SqliteFiles(tmp_path)
         return
     made = OnServer(request.getfixturevalue("postgresql"))

@@ -43,16 +43,19 @@ def installed() -> Path | None:
 
 
 class Postgresql:
-    """One server. A context manager; its databases are made afresh for each test and live as long as the server."""
+    """One server. A context manager; its databases are made afresh for each test and live as long as the server.
 
-    def __init__(self, **settings: Any) -> None:
+    ``settings`` go into its configuration. With ``network`` it has one of its own, and TCP reaches it from inside only.
+    """
+
+    def __init__(self, *, network: bool = False, **settings: Any) -> None:
         programs = installed()
         if programs is None:
             raise LabError("PostgreSQL's server is not installed; package: postgresql (postgresql-server)")
         self.programs, self.settings = programs, settings
         self.password = secrets.token_urlsafe(12)
         self.root = Path(tempfile.mkdtemp(prefix="coldframe-postgresql-"))
-        self.namespace = Namespace("postgresql", self.root, network=False, temporary=True)
+        self.namespace = Namespace("postgresql", self.root, network=network, temporary=True)
         self.port = free_port()
         self._postmaster: Process | None = None
         self._free: list[str] = []
@@ -127,8 +130,7 @@ class Postgresql:
 
     def kill(self) -> None:
         """Kill all its processes, as a power cut would."""
-        for pid in self.processes():
-            self.send(SIGKILL, pid)
+        self.send(SIGKILL, *self.processes())
         self._end(SIGKILL)
 
     def _end(self, number: Signals) -> None:

@@ -1,8 +1,8 @@
 """A wire between the controller and PostgreSQL that breaks where a test says: before an order to commit, or after it.
 
 It knows as much of the protocol as it takes to find the order: each message of a client is a letter, a length of four
-bytes that counts itself, and that much; the first one has no letter. ``Q`` is a statement as text (PostgreSQL's
-"Frontend/Backend Protocol").
+bytes that counts itself, and that much; those before it has said who it is have no letter. ``Q`` is a statement as text
+(PostgreSQL's "Frontend/Backend Protocol").
 """
 
 import contextlib
@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 _COMMIT = b"COMMIT\0"
+#: What a client may ask before it greets: whether the server encrypts, by TLS or by GSSAPI. Ours does not.
+_QUESTIONS = {(1234 << 16 | number).to_bytes(4, "big") for number in (5679, 5680)}
 #: Which half of a commit is lost.
 Half = Literal["order", "answer"]
 
@@ -54,13 +56,17 @@ class Proxy:
                 _shut(client)
                 continue
             self._open += [client, server]
+            for one in (client, server):  # a statement is several messages, and each would wait for an answer
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._orders, args=(client, server), daemon=True).start()
             threading.Thread(target=_pass_on, args=(server, client), daemon=True).start()
 
     def _orders(self, client: socket.socket, server: socket.socket) -> None:
         """Pass the client's messages on one by one."""
         try:
-            server.sendall(_message(client, b""))
+            while (greeting := _message(client, b""))[4:8] in _QUESTIONS:
+                server.sendall(greeting)
+            server.sendall(greeting)
             while kind := client.recv(1):
                 message = _message(client, kind)
                 if self.cuts is not None and kind == b"Q" and message[5:] == _COMMIT:

@@ -9,16 +9,16 @@ import pytest
 from playhouse.schema_diff import diff_models
 
 from controller.commands import run
-from controller.db import Database
-from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable
+from controller.db import MIGRATIONS, Database
+from controller.errors import DatabaseFailed, DatabaseTooNew, DatabaseUnusable, HostNotFound
 from controller.models import MODELS, database
 from controller.postgresql import _LOCK
-from controller.store import events
+from controller.store import events, hosts
 from tests.lab.postgresql import Postgresql
 from tests.lab.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
-ALL = ["0001_records", "0002_hidden_bases", "0003_clones", "0004_retention", "0008_identity", "0009_counts"]
+ALL = sorted(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
 
 
 @pytest.fixture
@@ -143,6 +143,14 @@ async def test_what_is_answered_for_is_on_the_disk_whatever_the_servers_default(
         async with Database(postgresql.url(name)) as db:
             cursor = await db.run(database.execute_sql, "SHOW synchronous_commit")
             assert cursor.fetchone() == (shown,)
+
+
+async def test_a_text_that_holds_nul_is_kept_without_it_and_asked_for_in_vain(url: str) -> None:
+    async with Database(url) as db:
+        await db.run(events.append, "test", host="a\0b")
+        assert [event.host for event in await db.run(events.read, 0, 9)] == ["a\ufffdb"]
+        with pytest.raises(HostNotFound):
+            await db.run(hosts.get, "a\0b")
 
 
 async def test_a_failure_tells_nothing_of_the_values_that_were_to_be_stored(url: str) -> None:
