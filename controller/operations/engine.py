@@ -27,7 +27,7 @@ from agent.wire.problem import Problem
 from controller import owners
 from controller.archive.transfers import PATIENCE_S, Streams
 from controller.db import Database, write
-from controller.errors import OperationCancelled, OperationNotCancellable, OutcomeUnknown
+from controller.errors import DatabaseFailed, OperationCancelled, OperationNotCancellable, OutcomeUnknown
 from controller.hosts import Hosts
 from controller.operations.ending import endings, parked, taken_back_on_failure
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
@@ -35,7 +35,7 @@ from controller.store import operations
 
 log = logging.getLogger("coldframe.operations")
 
-#: Runs of one job whose commit was sent: a database that refuses for a moment need not fail it.
+#: Runs of one job whose commit was sent and that fails all the same, not counting those that the database failed.
 _RUNS = 3
 
 T = TypeVar("T")
@@ -243,8 +243,12 @@ class Engine:
                 log.error(kv("host-not-recorded", host=host), exc_info=failure)
 
     async def _carry_out(self, job: Job) -> dict[str, Any] | Exception:
-        """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back."""
-        for left in reversed(range(_RUNS)):
+        """Run a job; what failed after commit was sent is run again, as a restart would, and before that taken back.
+
+        As often as the database refuses: what the host has done must get into the records, and so must the end.
+        """
+        left = _RUNS
+        while True:
             for promised in endings(job.memo):  # by an earlier run: this one may fail before it gets as far
                 taken_back_on_failure(job, promised)
             ended = await outcome(self.kinds[job.row.operation.kind](job))
@@ -255,6 +259,7 @@ class Engine:
             if isinstance(ended, Parked):
                 await self._take_back(job)
                 return ended
+            left -= 0 if isinstance(ended, DatabaseFailed) else 1
             if left and job.in_doubt and not isinstance(ended, OutcomeUnknown):
                 log.error(kv("operation-run-again", operation=job.uuid), exc_info=ended)
                 await asyncio.sleep(self.limits.record_retry_s)
@@ -262,7 +267,6 @@ class Engine:
                 continue
             await self._take_back(job)
             return await self._unless_concluded(job, ended)
-        raise AssertionError("the last run has returned")
 
     @staticmethod
     async def _unless_concluded(job: Job, failure: Exception) -> dict[str, Any] | Exception:

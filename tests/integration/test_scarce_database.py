@@ -46,4 +46,4 @@ def test_a_database_that_cannot_write_at_any_commit_ends_every_operation(
 ) -> None:
     found = trials(tmp_path, kind, 1)
     struck(sum(found.values()))
-    assert found.get("unharmed", 0) < sum(found.values()) / 4
+    assert found.get("unharmed", 0) < sum(found.values()) / 2  # commits that had nothing to write
