@@ -166,8 +166,9 @@ class Trial:
         done = new == [("committed", None)]
         if not done and self.kind != "revert":  # a revert's request is of the state before it
             await again(rig, self.kind, prepared)
-        # A deletion is not undone: what kept it from its end is told in it.
-        return new[0][1] or outcome if new and self.kind.startswith("delete") else outcome
+        # A deletion is not undone: what kept it from its end is told in it, unless its commit was refused.
+        told_in_it = new[0][1] if new and self.kind.startswith("delete") else None
+        return outcome if told_in_it in {None, "aborted"} else told_in_it
 
     async def _attempt(self, rig: Rig, prepared: Prepared) -> tuple[str, Manager]:
         """Let the fault begin at its point, and end when the transaction has been tried; return what was told."""
