@@ -61,7 +61,7 @@ test: as-root deps bytecode ## run the tests, real libvirt, QEMU, OVMF and swtpm
 	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m "not slow" --whole-run $(ARGS)
 
 test-slow: as-root deps bytecode ## run the long storms that `make test` leaves out
-	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m slow $(ARGS)
+	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m slow $(ARGS)
 
 lint: deps venv ## check format, style, types and shell scripts
 	$(BIN)/ruff format --check .

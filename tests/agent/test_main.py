@@ -66,8 +66,9 @@ def daemon(config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("coldframe-agent ")
+    told = run("--help").stdout
     for command in ("serve", "check", "show-config", "transactions", "release", "accept-blank", "forget-controller"):
-        assert command in run("--help").stdout
+        assert command in told
 
 
 def test_show_config_prints_what_is_in_force_and_where_it_is_from(config: Path) -> None:

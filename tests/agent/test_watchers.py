@@ -139,7 +139,7 @@ async def test_of_a_vm_that_is_starting_nothing_is_logged_but_how_it_ends(host: 
     hypervisor, network = cast(Hypervisor, host.hypervisor), cast(Network, host.network)
     note(host, 1, "vm.starting")
     (host.config.state_dir / "starting").mkdir()
-    mark_starting(host.config.state_dir, os.getpid())
+    mark_starting(host.config.state_dir, os.getpid(), vm=host.domain.uuid)
     async with agent_app.working(host.config, hypervisor, network) as agent:
         await until(lambda: bool(host.hypervisor._listeners))
         for _ in range(2):

@@ -341,7 +341,7 @@ def test_snapshots_of_one_guest_take_turns_and_both_are_made(stack: Stack, vm: V
 
 
 @pytest.mark.case("X8")
-@pytest.mark.parametrize("name", ["with space", "quo'te\"d", "-dash", "ünïcödé", "semi;colon$(id)"])
+@pytest.mark.parametrize("name", ["quo'te\"d with space", "-dash ünïcödé", "semi;colon$(id)"])
 def test_odd_names_work_from_end_to_end(stack: Stack, vm: Vm, name: str) -> None:
     guest = vm(name=name, disks=1, uefi=False, tpm=False)
     taken = stack.coldframe("snapshot", "create", str(guest.uuid), "--", name)

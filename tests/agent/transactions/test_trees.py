@@ -99,7 +99,7 @@ moves = st.tuples(st.sampled_from(["snapshot", "snapshot", "revert", "delete"]),
 
 @pytest.mark.case("D3")
 @pytest.mark.case("D4")
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(st.one_of(writes, moves), min_size=12, max_size=24))
 def test_random_deletions_in_random_trees_leave_every_other_node_as_it_was(
     script: list[tuple[str, str, object]],

@@ -56,7 +56,7 @@ def _is_the_engines(point: str) -> bool:
 
 def each_of(names: Iterable[str]) -> pytest.MarkDecorator:
     """Run for a share of what these scenarios have, and in ``make test-slow`` for all that any has."""
-    some = [pytest.param(name, Share(9), id=f"{name}-some") for name in names]
+    some = [pytest.param(name, Share(19), id=f"{name}-some") for name in names]
     whole = [pytest.param(name, Share(1), id=f"{name}-all", marks=pytest.mark.slow) for name in SCENARIOS]
     return pytest.mark.parametrize(("name", "share"), [*some, *whole])
 
