@@ -55,11 +55,7 @@ def _backing(path: Path, header: qcow2.Header) -> Path | None:
 
 def _header_of(path: Path) -> qcow2.Header | None:
     try:
-        descriptor = files.open_regular(path)
-        try:
-            return qcow2.read_header_from(descriptor)
-        finally:
-            os.close(descriptor)
+        return qcow2.read_header(path)
     except qcow2.Qcow2Error:
         return None
     except OSError as err:
@@ -116,11 +112,7 @@ def standing_on(path: Path) -> list[Path]:
 
 def _stands_on(other: Path, frozen: Path) -> bool:
     try:
-        descriptor = files.open_regular(other)
-        try:
-            header = qcow2.read_header_from(descriptor)
-        finally:
-            os.close(descriptor)
+        header = qcow2.read_header(other)
     except qcow2.Qcow2Error as err:
         # What we stage ourselves may be half there; what it is to stand on its own transaction knows.
         if isinstance(err, qcow2.NotQcow2) or other.name.startswith(files.STAGE_PREFIX):
