@@ -252,14 +252,13 @@ class Engine:
             for promised in endings(job.memo):  # by an earlier run: this one may fail before it gets as far
                 taken_back_on_failure(job, promised)
             ended = await outcome(self.kinds[job.row.operation.kind](job))
-            if not isinstance(ended, Exception):
-                return ended
-            if isinstance(ended, operations.Lost):
+            if not isinstance(ended, Exception) or isinstance(ended, operations.Lost):
                 return ended
             if isinstance(ended, Parked):
                 await self._take_back(job)
                 return ended
-            left -= 0 if isinstance(ended, DatabaseFailed) else 1
+            if not isinstance(ended, DatabaseFailed):
+                left -= 1
             if left and job.in_doubt and not isinstance(ended, OutcomeUnknown):
                 log.error(kv("operation-run-again", operation=job.uuid), exc_info=ended)
                 await asyncio.sleep(self.limits.record_retry_s)
