@@ -186,7 +186,7 @@ def test_clocks_stepped_at_rest_leave_tags_pages_leases_hosts_and_recovery_as_th
             controller.ask("PATCH", path, {"description": f"{who} {by}"}, {"If-Match": tag})
             rest = controller.get(f"/v1/vms/{fleet.id}/snapshots?limit=9&after={page['next']}")
             assert [one["uuid"] for one in page["items"] + rest["items"]] == days.taken
-            ran_and_was_synced(fleet)
+            fleet.follows(within_s=20)
             days.all_is_well()
             struck(1)
         fleet.agent.kill()
@@ -197,21 +197,6 @@ def test_clocks_stepped_at_rest_leave_tags_pages_leases_hosts_and_recovery_as_th
         days.all_is_well()
         for clock in clocks:
             clock.put_right()
-
-
-def ran_and_was_synced(fleet: MortalFleet) -> None:
-    """Let the guest run once; hold that the controller hears of it and has its new host files."""
-    newest = fleet.controller.get(f"/v1/vms/{fleet.id}/host-files")["items"]
-    fleet.guest.start()
-    wait_until("the mark of its start", lambda: any(dirty(fleet)), 20, every_s=0.1)
-    fleet.guest.destroy()
-    fleet.guest.wait_off()
-    wait_until("its host files", lambda: not any(dirty(fleet)), 20, every_s=0.1)
-    assert len(newest) == len(fleet.controller.get(f"/v1/vms/{fleet.id}/host-files")["items"])
-
-
-def dirty(fleet: MortalFleet) -> list[bool]:
-    return [one["dirty_since"] is not None for one in fleet.controller.get(f"/v1/vms/{fleet.id}/host-files")["items"]]
 
 
 @pytest.mark.slow

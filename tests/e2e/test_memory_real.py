@@ -91,19 +91,6 @@ class Short:
             return all(one["state"] in {"succeeded", "failed", "cancelled"} for one in items)
         return False
 
-    def works_as_before(self) -> None:
-        """Hold that what runs beside the operations goes on too: a start and a stop are heard of and followed."""
-        fleet = self.fleet
-        fleet.guest.start()
-        wait_until("the mark of its start", lambda: any(self.dirty()), 40, every_s=0.1)
-        fleet.guest.destroy()
-        fleet.guest.wait_off()
-        wait_until("its host files", lambda: not any(self.dirty()), 40, every_s=0.1)
-
-    def dirty(self) -> list[bool]:
-        items = self.fleet.controller.get(f"/v1/vms/{self.fleet.id}/host-files")["items"]
-        return [one["dirty_since"] is not None for one in items]
-
 
 @pytest.fixture(params=["agent", "controller"])
 def short(fleet: MortalFleet, request: pytest.FixtureRequest) -> Iterator[Short]:
@@ -137,5 +124,5 @@ def test_memory_that_runs_out_loses_nothing_and_leaves_nothing(
                 for count in COUNTS:
                     short.strike(kind, moment[1], after, count)
                     struck(1)
-            short.works_as_before()
+            short.fleet.follows(within_s=40)  # what runs beside the operations goes on too
     record_property("figure", f"{whose} out of memory: it died {short.died} times, lived on {short.lived} times")

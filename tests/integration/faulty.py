@@ -10,10 +10,11 @@ import enum
 import os
 import shutil
 import struct
-import subprocess
 import threading
 from pathlib import Path
 from typing import Self
+
+from tests.lab.preloaded import compiled
 
 SOURCE = Path(__file__).with_suffix(".c")
 VARIABLE = "COLDFRAME_FAULTY"
@@ -41,8 +42,7 @@ def environment(directory: Path) -> dict[str, str]:
     The page lives as long as this process.
     """
     library = directory / "faulty.so"
-    options = ("-shared", "-fPIC", "-O2", "-fno-builtin", "-Wall", "-Wextra", "-Werror")
-    subprocess.run(["gcc", *options, "-o", library, SOURCE, "-ldl"], check=True)
+    compiled(SOURCE, library)
     page = _libc.shmget(_IPC_PRIVATE, ctypes.c_size_t(_SIZE), _IPC_CREAT | 0o600)
     _attached(page)
     _libc.shmctl(page, _IPC_RMID, None)  # it goes with the last process that has it

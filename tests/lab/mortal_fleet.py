@@ -67,10 +67,28 @@ class MortalFleet:
         taken = self.controller.get(f"/v1/vms/{self.id}/snapshots")["items"]
         assert all(one["state"] == "ready" for one in taken)
 
+    def follows(self, within_s: float) -> None:
+        """Hold that a start and a stop of the guest are heard of, and its new host files followed, each in time."""
+        followed = self.host_files()
+        self.guest.start()
+        wait_until("the mark of its start", lambda: any(map(is_dirty, self.host_files())), within_s, every_s=0.1)
+        self.guest.destroy()
+        self.guest.wait_off()
+        wait_until("its host files", lambda: not any(map(is_dirty, self.host_files())), within_s, every_s=0.1)
+        assert len(followed) == len(self.host_files())
+
+    def host_files(self) -> list[dict[str, Any]]:
+        return list(self.controller.get(f"/v1/vms/{self.id}/host-files")["items"])
+
     def starts(self) -> None:
         self.guest.start()
         self.guest.destroy()
         self.guest.wait_off()
+
+
+def is_dirty(host_file: dict[str, Any]) -> bool:
+    """Whether the controller knows of a change of this host file that it does not have yet."""
+    return host_file["dirty_since"] is not None
 
 
 @contextmanager

@@ -27,8 +27,7 @@ class Preloaded:
     def __init__(self, directory: Path, name: str) -> None:
         stem = Path(self.source).stem
         self.library, self.file = directory / f"{name}-{stem}.so", directory / f"{name}-{stem}"
-        options = ("-shared", "-fPIC", "-O2", "-fno-builtin", "-Wall", "-Wextra", "-Werror")
-        subprocess.run(["gcc", *options, "-o", self.library, Path(__file__).with_name(self.source)], check=True)
+        compiled(Path(__file__).with_name(self.source), self.library)
         self.file.write_bytes(bytes(self.numbers * _NUMBER.size))
         self._steps = _steps_beside(self.file)
         self.variable = f"LAB_{stem.upper()}"
@@ -90,6 +89,12 @@ class Memory(Preloaded):
         self.forget()
         self.change(0, 0, 0)
         return failed
+
+
+def compiled(source: Path, library: Path) -> None:
+    """Build a library that can be preloaded from its C source."""
+    options = ("-shared", "-fPIC", "-O2", "-fno-builtin", "-Wall", "-Wextra", "-Werror")
+    subprocess.run(["gcc", *options, "-o", library, source, "-ldl"], check=True)
 
 
 def environment(*libraries: Preloaded) -> dict[str, str]:

@@ -8,6 +8,7 @@ bytes that counts itself, and that much; those before it has said who it is have
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, Self
 
@@ -63,7 +64,7 @@ class Proxy:
 
     def _orders(self, client: socket.socket, server: socket.socket) -> None:
         """Pass the client's messages on one by one."""
-        try:
+        with _ends(client, server):
             while (greeting := _message(client, b""))[4:8] in _QUESTIONS:
                 server.sendall(greeting)
             server.sendall(greeting)
@@ -74,11 +75,6 @@ class Proxy:
                     self._break(half, client, server, message)
                     return
                 server.sendall(message)
-        except OSError:
-            pass
-        finally:
-            _shut(client)
-            _shut(server)
 
     def _break(self, half: Half, client: socket.socket, server: socket.socket, message: bytes) -> None:
         """Lose the order, or let it be carried out and lose the answer."""
@@ -104,13 +100,20 @@ def _exactly(client: socket.socket, count: int) -> bytes:
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    try:
+    with _ends(target):
         while some := source.recv(65536):
             target.sendall(some)
-    except OSError:
-        pass
+
+
+@contextlib.contextmanager
+def _ends(*sockets: socket.socket) -> Iterator[None]:
+    """Pass on until either side has gone, which is how every connection ends, and shut these then."""
+    try:
+        with contextlib.suppress(OSError):
+            yield
     finally:
-        _shut(target)
+        for one in sockets:
+            _shut(one)
 
 
 def _shut(one: socket.socket) -> None:
