@@ -27,7 +27,13 @@ from agent.wire.problem import Problem
 from controller import owners
 from controller.archive.transfers import PATIENCE_S, Streams
 from controller.db import Database, write
-from controller.errors import DatabaseFailed, OperationCancelled, OperationNotCancellable, OutcomeUnknown
+from controller.errors import (
+    DatabaseFailed,
+    OperationCancelled,
+    OperationNotCancellable,
+    OperationNotFound,
+    OutcomeUnknown,
+)
 from controller.hosts import Hosts
 from controller.operations.ending import endings, parked, taken_back_on_failure
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
@@ -193,9 +199,17 @@ class Engine:
         return await asyncio.to_thread(owners.is_dead, left.owner)
 
     async def _drop_lost(self) -> None:
-        """Let go of jobs that another engine has taken over because we were not heard of for too long."""
+        """Let go of jobs that another engine has taken over because we were not heard of for too long.
+
+        And of those that the database does not know any more: it is an older copy, of a standby perhaps.
+        """
         for uuid, (_, task) in list(self._jobs.items()):
-            row = await self.db.run(operations.job, uuid)
+            try:
+                row = await self.db.run(operations.job, uuid)
+            except OperationNotFound as err:
+                log.error(kv("operation-lost", operation=uuid, reason=err))  # noqa: TRY400 - the text says it all
+                task.cancel()
+                continue
             if row.owner != self.owner and row.operation.state == "running":
                 log.error(kv("operation-lost", operation=uuid, owner=row.owner))
                 task.cancel()

@@ -36,7 +36,10 @@ T = TypeVar("T")
 
 
 class Lost(Exception):
-    """Another engine has the operation: this one was not heard of for longer than its lease, or ended it before."""
+    """Another engine has the operation: this one was not heard of for longer than its lease, or ended it before.
+
+    Or nobody has it: an older copy of the database took this one's place.
+    """
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,13 @@ def claim(uuid: UUID, owner: str, *, lost: tuple[str | None, int] | None = None)
 def as_owner(uuid: UUID, owner: str | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what only the owner of a running operation may do, in one transaction with the look at who that is.
 
-    An engine that slept past its lease does not know it: what it read before may be wrong by now. Raises Lost.
+    An engine that slept past its lease does not know it: what it read before may be wrong by now. Nor does one whose
+    database was exchanged for an older copy. Raises Lost.
     """
     with write():
-        row = _row(uuid)
+        row = Operation.get_or_none(Operation.uuid == uuid)
+        if row is None:
+            raise Lost(f"operation {uuid} is not known to this database")
         if row.state != "running" or row.owner != owner:
             raise Lost(f"operation {uuid} belongs to {row.owner} and is {row.state}")
         return act(*args, **kwargs)
