@@ -96,7 +96,9 @@ class Follower:
         if known is not None and page.log != known and after != 0:
             # The log was begun anew and its numbers mean other events: read it from its start.
             page = await client.events(0)
-        went_back = page.log == known and page.next < after  # what it has told since is lost, and its numbers come again
+        went_back = (
+            page.log == known and page.next < after
+        )  # what it has told since is lost, and its numbers come again
         missed = known is not None and (page.log != known or after < page.oldest - 1 or went_back)
         if not page.items and not missed and page.log == known:
             return False
