@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
 
-from agent.web.background import keep_going
+from agent.web.background import keep_going, outcome
 from agent.web.errors import Error
 from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
@@ -44,7 +44,6 @@ log = logging.getLogger("coldframe.operations")
 #: Runs of one job whose commit was sent and that fails all the same, not counting those that the database failed.
 _RUNS = 3
 
-T = TypeVar("T")
 Run = Callable[[Job], Awaitable[dict[str, Any]]]
 #: Checks, on the database's thread, and returns the VM and the host of an operation.
 Place = Callable[[], tuple[UUID | None, str | None]]
@@ -343,11 +342,3 @@ def queue(kind: str, request: Any, place: Place, key: str | None, uuid: UUID | N
                 raise
             vm, host = known.vm, known.host
         return operations.enqueue(kind, vm, host, request, key=key, uuid=uuid)
-
-
-async def outcome(work: Awaitable[T]) -> T | Exception:
-    """Return what the work returns or raises: the root of background work, where nothing may be lost."""
-    try:
-        return await work
-    except Exception as err:  # noqa: BLE001 - the root of a background operation
-        return err
