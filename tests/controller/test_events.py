@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent.client import AgentUnreachable
 from agent.wire.base import utc_now
 from agent.wire.fleet import Host
 from controller.events import Follower, Pace, work_off
@@ -109,6 +110,14 @@ async def test_a_log_that_went_back_is_read_on_from_where_it_is_and_every_vm_may
         assert all(await dirty(one))
         assert len(await syncs(one)) == count + 1
         assert not await follower(one).read_events(0)
+
+
+async def test_a_host_puts_no_events_of_its_own_making_into_the_stream(one: World) -> None:
+    for type_ in ("x\ndata: {}\n\nevent: snapshot.deleted", "vm.stopped\n", "", "x" * 65, "VM", "vm.\u2028"):
+        one.agent.events.clear()
+        one.agent.happen(type_, one.vm)
+        with pytest.raises(AgentUnreachable, match="type"):
+            await follower(one).read_events(0)
 
 
 async def test_events_that_were_trimmed_before_we_read_them_count_as_missed(one: World) -> None:
