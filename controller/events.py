@@ -28,6 +28,8 @@ log = logging.getLogger("coldframe.hosts")
 
 #: A VM may have written its host files since: the copies that are held are no longer sure to be the newest.
 _DIRTYING = frozenset({"vm.starting", "vm.started", "vm.stopped"})
+#: Looks in a row at a host whose VMs are made or moved all the while.
+_LOOKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,16 @@ class Follower:
             delay_s = min(2 * delay_s, self.pace.retry_max_s)
 
     async def look(self) -> None:
-        """Read the host's facts and VMs, and record them."""
+        """Read the host's facts and VMs, and record them; again where a VM was moved or made meanwhile."""
         client = self.registry.client(self.name)
-        facts, found = await client.host(), await client.vms()
-        if await self.db.run(_record_look, self.name, facts, found, utc_now()):
-            self.nudge()
+        for _ in range(_LOOKS):
+            asked_after = await self.db.run(events.newest)
+            facts, found = await client.host(), await client.vms()
+            queued, left = await self.db.run(_record_look, self.name, facts, found, utc_now(), asked_after)
+            if queued:
+                self.nudge()
+            if not left:
+                return
 
     async def _wait_for_change(self) -> None:
         """Work off events until one asks for a fresh look, or it is time for one anyway."""
@@ -114,15 +121,18 @@ class Follower:
             log.warning(kv("host-not-recorded", host=self.name, detail=str(err)))
 
 
-def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime) -> int:
+def _record_look(
+    host: str, facts: HostFacts, found: list[HostVm], at: datetime, asked_after: int
+) -> tuple[int, set[UUID]]:
     """Record a look; queue a sync for VMs whose last operation ended without our learning how, now that we can ask,
     and the host files of VMs that came here by hand.
 
-    Of a host that is back, also for VMs whose host files could not be copied. Returns how many were queued.
+    Of a host that is back, also for VMs whose host files could not be copied. Returns how many were queued, and the VMs
+    that were left as they are recorded.
     """
     with write():
         is_back = hosts.seen(host, facts, at)
-        vms.record_inventory(host, found, at)
+        left = vms.record_inventory(host, found, at, asked_after=asked_after)
         waiting = {*groups.unsettled_vms(host), *clones.unsettled_vms(host)}
         waiting |= set(host_files.unsaved(host)) if is_back else set()
         unsettled = [vm for vm in sorted(waiting) if operations.open_count(vm=vm, parked=False) == 0]
@@ -133,7 +143,7 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
             newest = max(str(one.synced_at) for one in host_files.newest(vm).values())
             wanted = {"arrived": True}
             operations.enqueue("vm-restore-host-files", vm, host, wanted, key=f"arrival {host} {vm} {newest}")
-    return len(unsettled) + len(arrived)
+    return len(unsettled) + len(arrived), left
 
 
 def work_off(host: str, page: HostEvents, missed: bool, at: datetime, *, went_back: bool = False) -> int:

@@ -1,5 +1,6 @@
 """The controller's event log. An event is appended in the transaction that makes what it tells of."""
 
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,12 @@ def read(after: int, limit: int) -> list[access.Event]:
     return [
         access.Event(seq=row.seq, at=row.at, type=row.type, host=row.host, vm=row.vm, data=row.data) for row in rows
     ]
+
+
+def about(types: Collection[str], after: int) -> set[UUID]:
+    """Return the VMs that events of these types after this number are about."""
+    rows = Event.select(Event.vm).where(Event.seq > after, Event.type.in_(types), Event.vm.is_null(False))
+    return {row.vm for row in rows if row.vm is not None}
 
 
 def newest() -> int:

@@ -17,23 +17,32 @@ from controller.store import backup_files, contents, events, host_files, operati
 from controller.store.paging import Slice, after_position, filtered, page_of
 
 Position = tuple[str, UUID]
+#: What tells that a VM is somewhere else by now, or not any more.
+_WHEREABOUTS = ("vm.added", "vm.changed", "vm.gone", "vm.placed", "vm.forgotten", "clone.ready")
 
 
-def record_inventory(host: str, found: Iterable[HostVm], at: datetime | None) -> None:
+def record_inventory(
+    host: str, found: Iterable[HostVm], at: datetime | None, *, asked_after: int | None = None
+) -> set[UUID]:
     """Record all VMs that a host defines: new ones, changes, moves, conflicts, and those that are gone.
 
-    Events ``vm.added``, ``vm.changed``, ``vm.gone``. The host must be enrolled.
+    ``asked_after``: the newest event when the host was asked. A VM that was made, moved or forgotten since is left as
+    it is recorded, and returned: the host may have answered before that. Events ``vm.added``, ``vm.changed``,
+    ``vm.gone``. The host must be enrolled.
     """
     with write():
-        listed = list(found)
-        now = {vm.uuid for vm in listed}
-        gone = {row.vm_id for row in VmDefinition.select().where(VmDefinition.host == host)} - now
-        for vm in listed:
-            _define(host, vm)
+        listed = {vm.uuid: vm for vm in found}
+        known = {row.vm_id for row in VmDefinition.select().where(VmDefinition.host == host)}
+        since = set() if asked_after is None else events.about(_WHEREABOUTS, asked_after)
+        now, gone = listed.keys() - since, known - listed.keys() - since
+        for vm in listed.values():
+            if vm.uuid in now:
+                _define(host, vm)
         VmDefinition.delete().where(VmDefinition.host == host, VmDefinition.vm.in_(list(gone))).execute()
         for uuid in sorted(now | gone):
             _settle(uuid, at)
         forget_traceless()
+        return since & (listed.keys() | known)
 
 
 def placed(

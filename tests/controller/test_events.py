@@ -1,21 +1,23 @@
 """Following hosts: reachability, events, resync."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from agent.client import AgentUnreachable
+from agent.client import AgentClient, AgentUnreachable
 from agent.wire.base import utc_now
 from agent.wire.fleet import Host
+from agent.wire.vm import HostVm
 from controller.events import Follower, Pace, work_off
 from controller.operations import sync
 from controller.store import events, host_files, hosts, operations, vms
 from tests.controller.databases import Databases
-from tests.controller.world import HOST, World, define, world
+from tests.controller.travels import have_somewhere_to_go, move
+from tests.controller.world import HOST, OTHER, World, define, served, world
 
 BRISK = Pace(poll_s=5, event_wait_s=5, retry_s=0.001, retry_max_s=0.002)
 
@@ -255,3 +257,51 @@ async def test_a_vm_on_two_hosts_is_a_conflict_until_one_lets_go(one: World) -> 
     assert (await one.db.run(vms.get, facts[0].uuid)).conflict == "kvm1, kvm2"
     await one.db.run(vms.record_inventory, "kvm2", [], utc_now())
     assert (await one.db.run(vms.get, facts[0].uuid)).conflict is None
+
+
+class Slow:
+    """A host whose list of VMs is on its way while something else happens."""
+
+    def __init__(self, client: AgentClient, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        self._client, self._meanwhile = client, meanwhile
+        self.host = client.host
+
+    async def vms(self) -> list[HostVm]:
+        found = await self._client.vms()
+        await self._meanwhile()
+        return found
+
+
+async def look_slowly(one: World, host: str, meanwhile: Callable[[], Awaitable[object]]) -> None:
+    """Look at a host while something else happens."""
+    with pytest.MonkeyPatch.context() as patched:
+        slow = Slow(one.hosts.client(host), meanwhile)
+        real = one.hosts.client
+        looking = Follower(host, one.db, one.hosts, one.engine.nudge, BRISK)
+        looks = iter([slow])
+        patched.setattr(one.hosts, "client", lambda name: next(looks, None) or real(name))
+        await looking.look()
+
+
+async def test_a_look_that_began_before_a_clone_was_made_does_not_forget_it(one: World) -> None:
+    one.vm.expected, one.vm.host_files = [], {}
+    snapshot = await one.snapshot(host_files="none")
+
+    async def clone() -> None:
+        assert (await one.clone(snapshot, "copy")).state == "succeeded"
+
+    await look_slowly(one, HOST, clone)
+    made = next(vm for vm in (await one.db.run(vms.page, 9)).items if vm.name == "copy")
+    assert (made.host, made.clone is not None) == (HOST, True)
+    await follower(one).look()
+    assert (await one.db.run(vms.get, made.uuid)) == made
+
+
+@pytest.mark.parametrize("host", [HOST, OTHER])
+async def test_a_look_that_began_before_a_move_does_not_undo_it(one: World, host: str) -> None:
+    one.other.files = one.agent.files
+    async with served(one.other) as one.other_url:
+        await have_somewhere_to_go(one)
+        await look_slowly(one, host, lambda: move(one))
+        found = await one.db.run(vms.get, one.vm.uuid)
+        assert (found.host, found.conflict) == (OTHER, None)
