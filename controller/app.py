@@ -102,6 +102,7 @@ async def running(settings: Config, checkpoint: Checkpoint = no_checkpoint) -> A
             )
         )
         background = await stack.enter_async_context(Background())
+        background.keep("hosts", registry.keep_aligned)
         background.keep("housekeeping", partial(keep_house, db, Metrics(metrics), settings.events_kept))
         background.keep("retention", partial(keep_retention, db, engine.nudge, settings.retention_interval_s))
         yield app

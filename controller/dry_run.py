@@ -26,7 +26,6 @@ from controller.operations.job import Job
 from controller.operations.kinds import PLANS
 from controller.rehearsal import Rehearsal
 from controller.store import operations
-from controller.store.hosts import Endpoint
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,8 @@ class RehearsedHosts(Hosts):
         """What hosts were told to do besides operations."""
         return [step for client in self._planning.values() for step in client.steps]
 
-    async def _connect(self, name: str) -> None:
-        """Do nothing: a host that would be added is not asked again."""
-
-    async def _move(self, name: str, after: Endpoint) -> None:
-        """Do nothing: what is asked is asked at the present address."""
+    async def align(self) -> None:
+        """Do nothing: what is asked is asked where the real ones are."""
 
     def _tell(self, event: str, **facts: object) -> None:
         """Say nothing: it did not happen."""

@@ -96,10 +96,13 @@ class Follower:
         if known is not None and page.log != known and after != 0:
             # The log was begun anew and its numbers mean other events: read it from its start.
             page = await client.events(0)
-        missed = known is not None and (page.log != known or after < page.oldest - 1)
+        went_back = (
+            page.log == known and page.next < after
+        )  # what it has told since is lost, and its numbers come again
+        missed = known is not None and (page.log != known or after < page.oldest - 1 or went_back)
         if not page.items and not missed and page.log == known:
             return False
-        if await self.db.run(work_off, self.name, page, missed, utc_now()):
+        if await self.db.run(work_off, self.name, page, missed, utc_now(), went_back=went_back):
             self.nudge()
         return bool(page.items) or missed
 
@@ -133,11 +136,11 @@ def _record_look(host: str, facts: HostFacts, found: list[HostVm], at: datetime)
     return len(unsettled) + len(arrived)
 
 
-def work_off(host: str, page: HostEvents, missed: bool, at: datetime) -> int:
+def work_off(host: str, page: HostEvents, missed: bool, at: datetime, *, went_back: bool = False) -> int:
     """Apply a page of events, once, with the cursor; return how many syncs were queued.
 
-    ``missed``: events were lost to us, so any VM of the host may have run. ``at`` is this controller's clock, by
-    which syncs are dated too: the clocks of hosts differ.
+    ``missed``: events were lost to us, so any VM of the host may have run. ``went_back``: the log ends before the
+    cursor. ``at`` is this controller's clock, by which syncs are dated too: the clocks of hosts differ.
     """
     with write():
         # Read again: two readers of one log at once must not both apply a page.
@@ -147,14 +150,14 @@ def work_off(host: str, page: HostEvents, missed: bool, at: datetime) -> int:
         if missed:
             for vm in vms.on_host(host):
                 host_files.note_started(vm, host, at)
-                to_sync[vm] = f"{page.log}:missed:{page.next}"
+                to_sync[vm] = f"{page.log}:missed:{page.next}:{at.isoformat()}"
         for event in page.items:
             if event.seq > after and _apply(host, event, at):
-                to_sync[event.vm or UUID(int=0)] = f"{page.log}:{event.seq}"
+                to_sync[event.vm or UUID(int=0)] = f"{page.log}:{event.seq}:{event.at.isoformat()}"
         for vm, source in to_sync.items():
             operations.enqueue("vm-sync", vm, host, {}, key=f"event {host} {source} {vm}")
         # What was trimmed is never coming: a cursor left below it would count as missed again for ever.
-        hosts.move_cursor(host, page.log, max(page.next, after, page.oldest - 1))
+        hosts.move_cursor(host, page.log, max(page.next, 0 if went_back else after, page.oldest - 1))
     return len(to_sync)
 
 

@@ -21,7 +21,14 @@ from agent.wire.base import utc_now
 from agent.wire.host import HostFacts
 from agent.wire.vm import HostVm
 from controller.db import Database, write
-from controller.errors import AgentRefusedToken, HostIsAnother, HostKept, HostNotFound, HostUnreachable
+from controller.errors import (
+    AgentRefusedToken,
+    DatabaseFailed,
+    HostIsAnother,
+    HostKept,
+    HostNotFound,
+    HostUnreachable,
+)
 from controller.store import hosts, identity, vms
 from controller.store.hosts import Endpoint
 
@@ -41,12 +48,14 @@ class Hosts:
         self.timeouts = timeouts
         self._own: UUID | None = None  # known once entered
         self._clients: dict[str, AgentClient] = {}
+        self._ends: dict[str, Endpoint] = {}
+        self._aligning = asyncio.Lock()
+        self._in_doubt = asyncio.Event()
         self._followers: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         self._own = await self.db.run(identity.own)
-        for name in await self.db.run(hosts.names):
-            await self._connect(name)
+        await self.align()
         return self
 
     async def __aexit__(
@@ -56,6 +65,7 @@ class Hosts:
         for client in self._clients.values():
             await client.close()
         self._clients.clear()
+        self._ends.clear()
 
     def client(self, name: str) -> AgentClient:
         """Return a host's client. Raises HostNotFound."""
@@ -68,6 +78,29 @@ class Hosts:
         self.follow = follow
         for name in self._clients:
             self._followers[name] = follow(name)
+
+    async def keep_aligned(self) -> None:
+        """Have the hosts reached as the records say, where that failed when they were changed. Until cancelled.
+
+        Raises DatabaseFailed; begin again then.
+        """
+        while True:
+            await self._in_doubt.wait()
+            await self.align()
+
+    async def align(self) -> None:
+        """Have one client of each host that is recorded, and one follower once hosts are followed.
+
+        Raises DatabaseFailed.
+        """
+        async with self._aligning:
+            self._in_doubt.set()
+            recorded = await self.db.run(hosts.endpoints)
+            for name in self._ends.keys() - recorded.keys():
+                await self._let_go(name)
+            for name, end in recorded.items():
+                await self._use(name, end)
+            self._in_doubt.clear()  # whoever has changed a host since waits to align, and doubts anew
 
     async def stop_following(self) -> None:
         """Stop reading from all hosts."""
@@ -85,9 +118,8 @@ class Hosts:
             facts = await client.host()
             found = await client.vms()
         self._require_free(body.url, facts)
-        await self.db.run(_enroll, body, facts, found, utc_now())
-        await self._connect(body.name)
-        self._follow_again(body.name)
+        async with self._aligned_after():
+            await self.db.run(_enroll, body, facts, found, utc_now())
         self._tell("host-added", host=body.name, url=body.url)
         return await self.db.run(hosts.get, body.name)
 
@@ -108,22 +140,18 @@ class Hosts:
             if known not in {None, page.log}:
                 raise HostIsAnother(name=name, url=after.url)
         await self._unfollow(name)
-        try:
-            await self.db.run(hosts.change, name, after)
-            await self._move(name, after)
-        finally:
-            await self._unfollow(name)  # work that could not reach it has had it looked at in between
-            self._follow_again(after.name if after.name in self._clients else name)
+        async with self._aligned_after():
+            try:
+                await self.db.run(hosts.change, name, after)
+            finally:
+                await self._unfollow(name)  # work that could not reach it has had it looked at in between
         self._tell("host-changed", host=name, name=after.name, url=after.url)
         return await self.db.run(hosts.get, after.name)
 
     async def remove(self, name: str) -> None:
         """Take a host out of the records and stop following it. Raises HostNotFound, HostBusy."""
-        await self.db.run(hosts.remove, name)
-        await self._unfollow(name)
-        client = self._clients.pop(name, None)
-        if client is not None:
-            await client.close()
+        async with self._aligned_after():
+            await self.db.run(hosts.remove, name)
         self._tell("host-removed", host=name)
 
     def _require_free(self, url: str, facts: HostFacts) -> None:
@@ -155,9 +183,36 @@ class Hosts:
         finally:
             await client.close()
 
-    async def _connect(self, name: str) -> None:
-        end = await self.db.run(hosts.endpoint, name)
-        self._clients[name] = self._client(end.url, end.token.reveal(), end.fingerprint)
+    @asynccontextmanager
+    async def _aligned_after(self) -> AsyncIterator[None]:
+        """Reach the hosts as the records say after a change of them, also where that was not confirmed: it may stand.
+
+        Where the database does not tell now, ``keep_aligned`` sees to it.
+        """
+        try:
+            yield
+        finally:
+            try:
+                await self.align()
+            except DatabaseFailed as err:
+                log.warning(kv("hosts-not-aligned", detail=str(err)))
+
+    async def _use(self, name: str, end: Endpoint) -> None:
+        """Reach a host at this address, and follow it. Calls under way to another end, and are repeated."""
+        if name not in self._clients:
+            self._clients[name] = self._client(end.url, end.token.reveal(), end.fingerprint)
+        elif end != self._ends[name]:
+            await self._unfollow(name)
+            await self._clients[name].move(end.url, end.token.reveal(), end.fingerprint)
+        self._ends[name] = end
+        follower = self._followers.get(name)
+        if follower is None or follower.done():
+            self._follow_again(name)
+
+    async def _let_go(self, name: str) -> None:
+        await self._unfollow(name)
+        del self._ends[name]
+        await self._clients.pop(name).close()
 
     def _client(self, url: str, token: str, fingerprint: str | None) -> AgentClient:
         own, checkpoint = self._own, self._checkpoint

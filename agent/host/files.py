@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import HostFileTooLarge, NoSpace, StorageFailed
@@ -23,6 +24,8 @@ _SELINUX = "security.selinux"
 _NO_LABEL = {errno.ENODATA, errno.ENOTSUP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_TRIES = 3
+#: The years 1 to 9999, which a datetime can tell.
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 
 
 @contextlib.contextmanager
@@ -303,6 +306,11 @@ def is_regular(path: Path) -> bool:
     """Tell whether a regular file has this name."""
     with storage("looking for", path):
         return paths.exists(path) and stat.S_ISREG(paths.stat(path).st_mode)
+
+
+def changed_at(facts: os.stat_result) -> datetime:
+    """Return when a file was changed last; the nearest there is where its owner has set it beyond all calendars."""
+    return datetime.fromtimestamp(min(max(facts.st_mtime, _FIRST_S), _LAST_S), UTC)
 
 
 def make_directory(path: Path, mode: int = 0o700) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from agent.errors import HostFileNotFound, HostFileUnsupported, StorageFailed
@@ -72,7 +72,6 @@ def _changed_at(path: Path) -> datetime:
     """Return the last change of a file, or of anything in a directory but swtpm's lock, which each look touches."""
     try:
         found = [path, *path.glob("*/*")] if path.is_dir() else [path]
-        newest = max(one.stat(follow_symlinks=False).st_mtime for one in found if one.name != LOCK_NAME)
+        return max(files.changed_at(one.stat(follow_symlinks=False)) for one in found if one.name != LOCK_NAME)
     except OSError as err:
         raise StorageFailed(action="reading", path=str(path), reason=err.strerror or str(err)) from err
-    return datetime.fromtimestamp(newest, UTC)

@@ -9,7 +9,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -98,8 +98,7 @@ def _take(findings: Findings, path: Path) -> bool:
     if staged or (overlay and regular):
         named = _STAGED.fullmatch(path.name) if staged else overlay
         transaction = UUID(named[1]) if named else None
-        moment = datetime.fromtimestamp(facts.st_mtime, UTC)
-        findings.found.append(Found(path, not staged, transaction, facts.st_size, moment))
+        findings.found.append(Found(path, not staged, transaction, facts.st_size, files.changed_at(facts)))
     if regular and not staged and (backing := dependents.backing_of(path)) is not None:
         findings.standing_on.setdefault(backing, []).append(told)
     return stat.S_ISDIR(facts.st_mode) and not staged

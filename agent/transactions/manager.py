@@ -32,6 +32,7 @@ from agent.transactions.standing import busy_with, host_file_request, outcome, r
 from agent.transactions.survey import staging_dir
 from agent.transactions.tools import Tools
 from agent.transactions.uploads import collect
+from agent.web import background
 from agent.web.checkpoint import Checkpoint, no_checkpoint
 from agent.web.errors import Error
 from agent.wire.base import utc_now
@@ -78,16 +79,18 @@ class Manager:
         self.answer_after_s = ANSWER_AFTER_S
 
     async def recover(self) -> None:
-        """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served."""
+        """Undo or redo whatever a dead agent left, as the journal says; call it before anything is served.
+
+        What is unforeseen at one of them is logged: its guard stays, ``tick`` tries again, and the others are served.
+        """
         await asyncio.to_thread(self.tools.journal.prune, self.tools.limits.outcome_retention_s)
         for entry in await asyncio.to_thread(lambda: list(self.tools.journal.entries())):
             running = Running(self.tools, entry)
             running.settled.set()
             self._known[entry.transaction.id] = running
-            if entry.ended:
-                await self._let_go(running)
-            else:
-                await self._recover(running, entry)
+            failure = await background.outcome(self._let_go(running) if entry.ended else self._recover(running, entry))
+            if failure is not None:
+                log.error("recovery-broke transaction=%s", entry.transaction.id, exc_info=failure)
 
     async def _let_go(self, running: Running) -> None:
         """Drop the guard of a transaction that died after its end was written; what cannot be now is tried again."""
@@ -316,14 +319,19 @@ class Manager:
             await self.tick()
 
     async def tick(self) -> None:
-        """Look once at every transaction that nobody is at work on and that has something left to do."""
+        """Look once at every transaction that nobody is at work on and that has something left to do.
+
+        Raises what was unforeseen at one of them, once all were looked at.
+        """
+        unforeseen: list[Exception] = []
         for running in list(self._known.values()):
-            if running.lock.locked():
-                continue
-            try:
-                await self._look(running)
-            except Error as err:
-                log.warning("held-up transaction=%s reason=%s", running.transaction.id, err)
+            failure = None if running.lock.locked() else await background.outcome(self._look(running))
+            if isinstance(failure, Error):
+                log.warning("held-up transaction=%s reason=%s", running.transaction.id, failure)
+            elif failure is not None:
+                unforeseen.append(failure)
+        if unforeseen:
+            raise unforeseen[0]
 
     async def _look(self, running: Running) -> None:
         state = running.transaction.state

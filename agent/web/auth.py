@@ -51,6 +51,12 @@ class Secret:
             self._text.encode("utf-8", "surrogateescape"), presented.encode("utf-8", "surrogateescape")
         )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.equals(other._text)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
     def __repr__(self) -> str:
         return "Secret(***)"
 

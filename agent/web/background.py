@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from agent.web.errors import Error
 from agent.web.log import WORK_ID, kv
@@ -17,6 +17,15 @@ LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
 
 Sleep = Callable[[float], Awaitable[None]]
+T = TypeVar("T")
+
+
+async def outcome(work: Awaitable[T]) -> T | Exception:
+    """Return what the work returns or raises: the root of background work, where nothing may be lost."""
+    try:
+        return await work
+    except Exception as err:  # noqa: BLE001 - the root of background work
+        return err
 
 
 class Background:

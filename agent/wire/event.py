@@ -1,12 +1,16 @@
 """The agent's durable event log."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
+
+import msgspec
 
 from agent.wire.base import Answer
 
 EventSource = Literal["hook", "libvirt", "network", "agent"]
+#: The controller passes it on as a line of its event stream: a host must not be able to begin another line.
+EventType = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z.-]*(?!\n)$", max_length=64)]
 
 
 class HostEvent(Answer, kw_only=True, frozen=True):
@@ -22,7 +26,7 @@ class HostEvent(Answer, kw_only=True, frozen=True):
 
     seq: int
     at: datetime
-    type: str
+    type: EventType
     source: EventSource
     vm: UUID | None = None
     vm_name: str | None = None

@@ -1,7 +1,9 @@
 """Slices of the store as pages of the wire: positions become cursors and back."""
 
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from agent.web.errors import InvalidRequest
 from agent.web.paging import PageQuery, decode_cursor, encode_cursor
 from agent.wire.base import Page
 from controller.store.paging import Slice
@@ -10,8 +12,12 @@ T = TypeVar("T")
 
 
 def position(query: PageQuery, kind: Any) -> Any:
-    """Return the position that the caller's cursor stands for. Raises InvalidRequest."""
-    return None if query.after is None else decode_cursor(query.after, kind)
+    """Return the position that the caller's cursor stands for; its times are in UTC. Raises InvalidRequest."""
+    found = None if query.after is None else decode_cursor(query.after, kind)
+    for one in found if isinstance(found, tuple) else ():
+        if isinstance(one, datetime) and one.utcoffset() != timedelta(0):
+            raise InvalidRequest(where="after", reason="not a cursor of this list")
+    return found
 
 
 def page(cut: Slice[T, Any]) -> Page[T]:

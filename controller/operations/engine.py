@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
 
-from agent.web.background import keep_going
+from agent.web.background import keep_going, outcome
 from agent.web.errors import Error
 from agent.web.log import WORK_ID, kv
 from agent.wire.base import Request
@@ -27,7 +27,13 @@ from agent.wire.problem import Problem
 from controller import owners
 from controller.archive.transfers import PATIENCE_S, Streams
 from controller.db import Database, write
-from controller.errors import DatabaseFailed, OperationCancelled, OperationNotCancellable, OutcomeUnknown
+from controller.errors import (
+    DatabaseFailed,
+    OperationCancelled,
+    OperationNotCancellable,
+    OperationNotFound,
+    OutcomeUnknown,
+)
 from controller.hosts import Hosts
 from controller.operations.ending import endings, parked, taken_back_on_failure
 from controller.operations.job import CONCLUDED, Job, Parked, Patience
@@ -38,7 +44,6 @@ log = logging.getLogger("coldframe.operations")
 #: Runs of one job whose commit was sent and that fails all the same, not counting those that the database failed.
 _RUNS = 3
 
-T = TypeVar("T")
 Run = Callable[[Job], Awaitable[dict[str, Any]]]
 #: Checks, on the database's thread, and returns the VM and the host of an operation.
 Place = Callable[[], tuple[UUID | None, str | None]]
@@ -193,9 +198,17 @@ class Engine:
         return await asyncio.to_thread(owners.is_dead, left.owner)
 
     async def _drop_lost(self) -> None:
-        """Let go of jobs that another engine has taken over because we were not heard of for too long."""
+        """Let go of jobs that another engine has taken over because we were not heard of for too long.
+
+        And of those that the database does not know any more: it is an older copy, of a standby perhaps.
+        """
         for uuid, (_, task) in list(self._jobs.items()):
-            row = await self.db.run(operations.job, uuid)
+            try:
+                row = await self.db.run(operations.job, uuid)
+            except OperationNotFound as err:
+                log.error(kv("operation-lost", operation=uuid, reason=err))  # noqa: TRY400 - the text says it all
+                task.cancel()
+                continue
             if row.owner != self.owner and row.operation.state == "running":
                 log.error(kv("operation-lost", operation=uuid, owner=row.owner))
                 task.cancel()
@@ -329,11 +342,3 @@ def queue(kind: str, request: Any, place: Place, key: str | None, uuid: UUID | N
                 raise
             vm, host = known.vm, known.host
         return operations.enqueue(kind, vm, host, request, key=key, uuid=uuid)
-
-
-async def outcome(work: Awaitable[T]) -> T | Exception:
-    """Return what the work returns or raises: the root of background work, where nothing may be lost."""
-    try:
-        return await work
-    except Exception as err:  # noqa: BLE001 - the root of a background operation
-        return err

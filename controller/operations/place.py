@@ -137,6 +137,7 @@ async def _place(job: Job, wanted: Wanted) -> dict[str, Any]:
             raise VmConflict(vm=job.vm, hosts=", ".join(hosts))
     others = [one for one in hosts if one != job.host]
     if job.host in hosts:
+        await job.step("hold", {"from": hosts})  # a later run must know of those that have let it go already
         return await _let_go(job, others)
     await leftovers.settle(job, given_up=wanted.force)
     source = others[0] if others else None

@@ -60,8 +60,12 @@ def page(limit: int, after: str | None = None) -> Slice[wire.Host, str]:
 
 def endpoint(name: str) -> Endpoint:
     """Return how to reach it, with its secret. Raises HostNotFound."""
-    row = _row(name)
-    return Endpoint(name=row.name, url=row.url, token=Secret(_open(row.agent_token)), fingerprint=row.fingerprint)
+    return _endpoint(_row(name))
+
+
+def endpoints() -> dict[str, Endpoint]:
+    """Return how to reach all hosts, by name."""
+    return {row.name: _endpoint(row) for row in Host.select().order_by(Host.name)}
 
 
 def change(name: str, after: Endpoint) -> None:
@@ -150,6 +154,10 @@ def _row(name: str) -> Host:
     if row is None:
         raise HostNotFound(name=name)
     return row
+
+
+def _endpoint(row: Host) -> Endpoint:
+    return Endpoint(name=row.name, url=row.url, token=Secret(_open(row.agent_token)), fingerprint=row.fingerprint)
 
 
 def _update(name: str, **values: Any) -> None:

@@ -6,6 +6,7 @@ again, holds up no other operation of its VM, and is taken when the VM is record
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +37,10 @@ T = TypeVar("T")
 
 
 class Lost(Exception):
-    """Another engine has the operation: this one was not heard of for longer than its lease, or ended it before."""
+    """Another engine has the operation: this one was not heard of for longer than its lease, or ended it before.
+
+    Or nobody has it: an older copy of the database took this one's place.
+    """
 
 
 @dataclass(frozen=True)
@@ -131,18 +135,15 @@ def claim_next(owner: str, per_host_limit: int) -> Job | None:
     one comes after all others of its VM, and only once that is shut off. Where the VM has moved since, it follows.
     """
     with write():
-        rows = list(_open_rows())
+        queue, vms = _queue(), _where_vms_are()
         busy_vms: set[UUID] = set()
-        running: dict[str | None, int] = {}
-        for row in rows:
-            if row.state == "running":
-                running[row.host] = running.get(row.host, 0) + 1
-        for row in sorted(rows, key=lambda one: one.parked_until is not None):
-            if row.parked_until is not None and not _may_be_tried(row):
+        running = Counter(row.host for row in queue if row.state == "running")
+        for row in sorted(queue, key=lambda one: one.parked_until is not None):
+            if row.parked_until is not None and not _may_be_tried(row, vms):
                 continue
             if row.state == "queued" and (row.vm is None or row.vm not in busy_vms):
-                host = _host_now(row)
-                if host is None or running.get(host, 0) < per_host_limit:
+                host = _host_now(row, vms)
+                if host is None or running[host] < per_host_limit:
                     Operation.update(host=host).where(Operation.uuid == row.uuid).execute()
                     _take(row.uuid, owner)
                     return job(row.uuid)
@@ -151,19 +152,30 @@ def claim_next(owner: str, per_host_limit: int) -> Job | None:
     return None
 
 
-def _host_now(row: Operation) -> str | None:
+def _queue() -> list[Operation]:
+    """Return what is open, oldest first, with what decides whose turn it is: thousands may wait for one host."""
+    told = (Operation.uuid, Operation.kind, Operation.vm, Operation.host, Operation.state, Operation.parked_until)
+    return list(Operation.select(*told).where(Operation.state.in_(_OPEN)).order_by(Operation.seq))
+
+
+def _where_vms_are() -> dict[UUID, Vm]:
+    """Return the VMs of all that is open, with host, conflict and state, in one query."""
+    wanted = Operation.select(Operation.vm).where(Operation.state.in_(_OPEN), Operation.vm.is_null(False))
+    found = Vm.select(Vm.uuid, Vm.host, Vm.conflict, Vm.state).where(Vm.uuid.in_(wanted))
+    return {row.uuid: row for row in found}
+
+
+def _host_now(row: Operation, vms: Mapping[UUID, Vm]) -> str | None:
     """Return where a queued operation is to be done. Of a VM in conflict that stays as it was; it will be refused."""
-    if row.kind in _HOST_CHOSEN:
-        return row.host
-    moved = Vm.get_or_none(Vm.uuid == row.vm, Vm.host.is_null(False), Vm.conflict.is_null())
-    return row.host if moved is None else str(moved.host_id)
+    vm = None if row.kind in _HOST_CHOSEN or row.vm is None else vms.get(row.vm)
+    return row.host if vm is None or vm.host_id is None or vm.conflict is not None else str(vm.host_id)
 
 
-def _may_be_tried(row: Operation) -> bool:
+def _may_be_tried(row: Operation, vms: Mapping[UUID, Vm]) -> bool:
     """Tell whether a parked operation's VM is off by now, and a moment has passed since the last try."""
-    off = Vm.get_or_none(Vm.uuid == row.vm, Vm.state == "shut-off")
+    vm = None if row.vm is None else vms.get(row.vm)
     left = (row.parked_until or utc_now()) - utc_now()
-    return off is not None and not timedelta(0) < left <= _PARKED_MAX
+    return vm is not None and vm.state == "shut-off" and not timedelta(0) < left <= _PARKED_MAX
 
 
 def park(uuid: UUID, again_s: float) -> wire.Operation:
@@ -204,10 +216,13 @@ def claim(uuid: UUID, owner: str, *, lost: tuple[str | None, int] | None = None)
 def as_owner(uuid: UUID, owner: str | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what only the owner of a running operation may do, in one transaction with the look at who that is.
 
-    An engine that slept past its lease does not know it: what it read before may be wrong by now. Raises Lost.
+    An engine that slept past its lease does not know it: what it read before may be wrong by now. Nor does one whose
+    database was exchanged for an older copy. Raises Lost.
     """
     with write():
-        row = _row(uuid)
+        row = Operation.get_or_none(Operation.uuid == uuid)
+        if row is None:
+            raise Lost(f"operation {uuid} is not known to this database")
         if row.state != "running" or row.owner != owner:
             raise Lost(f"operation {uuid} belongs to {row.owner} and is {row.state}")
         return act(*args, **kwargs)

@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "agent.errors",
         "agent.limits",
         "agent.wire",
+        "agent.web.background",
         "agent.web.checkpoint",
         "agent.web.errors",
         "agent.web.log",

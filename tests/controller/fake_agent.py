@@ -154,7 +154,9 @@ class FakeAgent(FakeHost):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), float(request.query.get("wait", "0")))
         items = [event for event in self.events if event.seq > after]
-        return answer(HostEvents(items=items, next=items[-1].seq if items else after, log=self.log, oldest=self.oldest))
+        last = self.oldest - 1 + len(self.events)
+        following = items[-1].seq if items else min(after, last)
+        return answer(HostEvents(items=items, next=following, log=self.log, oldest=self.oldest))
 
     async def _put(self, request: web.Request) -> web.Response:
         wanted = msgspec.json.decode(await request.read(), type=TransactionRequest)

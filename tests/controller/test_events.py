@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent.client import AgentUnreachable
 from agent.wire.base import utc_now
 from agent.wire.fleet import Host
 from controller.events import Follower, Pace, work_off
@@ -93,6 +94,30 @@ async def test_after_a_new_log_every_vm_may_have_run_and_is_synced(one: World) -
     assert await follower(one).read_events(0)
     assert await one.db.run(hosts.cursor, HOST) == (one.agent.log, 1)
     assert len(await syncs(one)) == 2
+
+
+@pytest.mark.case("B8")
+async def test_a_log_that_went_back_is_read_on_from_where_it_is_and_every_vm_may_have_run(one: World) -> None:
+    for count in (1, 3):
+        one.agent.happen("vm.defined", one.vm)
+        one.agent.happen("vm.stopped", one.vm)
+        assert await follower(one).read_events(0)
+        assert len(await syncs(one)) == count
+        await follower(one).look()
+        del one.agent.events[:]  # an older copy of the host's disk was put back, or its newest lines were damaged
+        assert await follower(one).read_events(0)
+        assert await one.db.run(hosts.cursor, HOST) == (one.agent.log, 0)
+        assert all(await dirty(one))
+        assert len(await syncs(one)) == count + 1
+        assert not await follower(one).read_events(0)
+
+
+async def test_a_host_puts_no_events_of_its_own_making_into_the_stream(one: World) -> None:
+    for type_ in ("x\ndata: {}\n\nevent: snapshot.deleted", "vm.stopped\n", "", "x" * 65, "VM", "vm.\u2028"):
+        one.agent.events.clear()
+        one.agent.happen(type_, one.vm)
+        with pytest.raises(AgentUnreachable, match="type"):
+            await follower(one).read_events(0)
 
 
 async def test_events_that_were_trimmed_before_we_read_them_count_as_missed(one: World) -> None:

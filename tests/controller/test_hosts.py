@@ -7,16 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import peewee
 import pytest
 from aiohttp.test_utils import TestServer
 
+from agent.web.checkpoint import no_checkpoint
 from agent.web.errors import InvalidRequest, PreconditionFailed
-from agent.wire.fleet import ChangeHost
-from controller.errors import AgentRefusedToken, HostIsAnother, HostUnreachable
+from agent.wire.fleet import AddHost, ChangeHost
+from controller.errors import AgentRefusedToken, DatabaseFailed, HostIsAnother, HostNotFound, HostUnreachable
 from controller.models import database
 from controller.store import events, hosts
-from tests.controller.fake_agent import FakeAgent
-from tests.controller.world import HOST, World
+from tests.controller.fake_agent import TOKEN, FakeAgent
+from tests.controller.world import HOST, OTHER, World
 
 
 @asynccontextmanager
@@ -32,6 +34,11 @@ async def reached(one: World) -> tuple[str, str, str | None]:
     """Return how the host is reached."""
     found = await one.db.run(hosts.endpoint, HOST)
     return found.url, found.token.reveal(), found.fingerprint
+
+
+def elsewhere(one: World) -> str:
+    """Return another address of the host's agent."""
+    return one.hosts.client(HOST).url.replace("127.0.0.1", "localhost")
 
 
 async def change(one: World, **body: Any) -> Any:
@@ -75,6 +82,98 @@ async def test_another_agent_at_the_new_address_is_refused(one: World) -> None:
             await change(one, url=url)
     assert await reached(one) == before
     assert await one.snapshot()
+
+
+def lose_the_answer(one: World, of: str) -> None:
+    """Have the database take this commit and fail all the same, and then every question, until it is mended."""
+    real = database.obj
+
+    def refuse(sql: str, params: Any = None) -> Any:
+        raise peewee.OperationalError("the connection was lost")
+
+    def checkpoint(point: str) -> None:
+        if point == f"after database {of}":
+            real.checkpoint, real.execute_sql = no_checkpoint, refuse
+            raise peewee.OperationalError("the connection was lost")
+
+    real.checkpoint = checkpoint
+
+
+async def mend(one: World) -> None:
+    """Have the database answer again, and the hosts aligned by what the controller keeps going for that."""
+    del database.obj.execute_sql
+    aligning = asyncio.create_task(one.hosts.keep_aligned())
+    while one.hosts._in_doubt.is_set():
+        await asyncio.sleep(0.001)
+    aligning.cancel()
+
+
+@pytest.fixture
+async def followed(one: World) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
+    """The follower of each host that was begun last."""
+    begun: dict[str, asyncio.Task[None]] = {}
+
+    def follow(name: str) -> "asyncio.Task[None]":
+        begun[name] = asyncio.create_task(asyncio.sleep(3600))
+        return begun[name]
+
+    one.hosts.start_following(follow)
+    yield begun
+    await one.hosts.stop_following()
+
+
+@pytest.mark.case("F2")
+async def test_a_host_whose_enrolment_was_taken_and_not_confirmed_is_reached_and_followed(
+    one: World, followed: dict[str, asyncio.Task[None]]
+) -> None:
+    lose_the_answer(one, "hosts._enroll")
+    with pytest.raises(DatabaseFailed):
+        await one.hosts.add(AddHost(name=OTHER, url=elsewhere(one), agent_token=TOKEN))
+    await mend(one)
+    assert await one.hosts.client(OTHER).host() == one.agent.facts
+    assert not followed[OTHER].done()
+    assert not followed[HOST].done()
+
+
+@pytest.mark.case("F2")
+async def test_a_host_whose_change_was_taken_and_not_confirmed_is_reached_as_recorded(
+    one: World, followed: dict[str, asyncio.Task[None]]
+) -> None:
+    url = elsewhere(one)
+    lose_the_answer(one, "store.hosts.change")
+    with pytest.raises(DatabaseFailed):
+        await change(one, url=url, name="new")
+    await mend(one)
+    assert (one.hosts.client("new").url, followed["new"].done(), followed[HOST].done()) == (url, False, True)
+    with pytest.raises(HostNotFound):
+        one.hosts.client(HOST)
+    await one.hosts.change("new", ChangeHost(name=HOST), lambda: None)
+
+
+@pytest.mark.case("F2")
+async def test_a_host_whose_removal_was_taken_and_not_confirmed_is_let_go(
+    one: World, followed: dict[str, asyncio.Task[None]]
+) -> None:
+    await one.hosts.add(AddHost(name=OTHER, url=elsewhere(one), agent_token=TOKEN))
+    lose_the_answer(one, "store.hosts.remove")
+    with pytest.raises(DatabaseFailed):
+        await one.hosts.remove(OTHER)
+    await mend(one)
+    with pytest.raises(HostNotFound):
+        one.hosts.client(OTHER)
+    assert followed[OTHER].done()
+
+
+async def test_other_hosts_go_on_as_they_are_while_one_is_taken_in(
+    one: World, followed: dict[str, asyncio.Task[None]]
+) -> None:
+    before = followed[HOST]
+    await one.hosts.client(HOST).host()
+    session = one.hosts.client(HOST)._session
+    await one.hosts.add(AddHost(name=OTHER, url=elsewhere(one), agent_token=TOKEN))
+    assert followed[HOST] is before
+    assert one.hosts.client(HOST)._session is session
+    await one.hosts.remove(OTHER)
 
 
 @pytest.mark.parametrize(

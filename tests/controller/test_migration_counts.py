@@ -1,6 +1,7 @@
 """Records that were made when times were compared keep the order of their times."""
 
 import importlib
+from itertools import count
 from pathlib import Path
 
 import peewee
@@ -44,6 +45,27 @@ def test_an_operation_under_way_is_still_its_owners_on_every_sqlite(tmp_path: Pa
     assert row == (1, '{"sealed": true}', "me", 0, "2026-11-01")
     assert indexes == {f"operation_{name}" for name in ("idempotency_key", "state", "uuid", "vm")}
     assert "lease_until" not in columns
+    db.close()
+
+
+def test_thousands_of_copies_are_numbered_in_a_moment(tmp_path: Path) -> None:
+    """Counting for each row anew took 42 s of 2,000 VMs: longer than PostgreSQL is given for a statement at 2,500."""
+    db = peewee.SqliteDatabase(str(tmp_path / "old.db"))
+    migrator = SchemaMigrator.from_database(db)
+    *earlier, last = (importlib.import_module(f"controller.migrations.{name}") for name in NAMES)
+    with db.connection_context(), db.atomic():
+        earlier[0].up(migrator, db)
+        db.execute_sql(ROWS.split(";", maxsplit=1)[0])  # type: ignore[no-untyped-call]
+        copies = "INSERT INTO host_file (vm_id, host, type, synced_at, dirty_since) VALUES ('v', ?, 'nvram', ?, ?)"
+        moments = [(f"kvm{number}", f"1 {number:05}", f"2 {number:05}") for number in range(2000)]
+        db.connection().executemany(copies, moments)  # type: ignore[no-untyped-call]
+        for migration in earlier[1:]:
+            migration.up(migrator, db)
+        steps = count()
+        db.connection().set_progress_handler(lambda: next(steps) > 20, 100_000)  # type: ignore[no-untyped-call]
+        last.up(migrator, db)
+        rows = db.execute_sql("SELECT synced_seq, dirty_seq FROM host_file ORDER BY id").fetchall()  # type: ignore[no-untyped-call]
+    assert rows == [(number + 1, number + 2001) for number in range(2000)]
     db.close()
 
 

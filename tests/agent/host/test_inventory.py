@@ -1,6 +1,8 @@
 """What a host has, read from real files; libvirt alone is played (tests.agent.transactions.rig)."""
 
 import asyncio
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -158,6 +160,24 @@ async def test_both_host_files_are_listed_and_read_with_the_same_hash(inventory:
         assert found == item
         assert (item.size_bytes, item.format) == (len(data), FORMATS[item.type])
     assert (await inventory.read_host_file(VM, "nvram"))[1] == rig.nvram.read_bytes()
+
+
+@pytest.fixture
+def dated_beyond(rig: Rig) -> Iterator[None]:
+    """A TPM state that its owner has dated in the year 36812."""
+    state = rig.tpm / "tpm2" / "tpm2-00.permall"
+    data = state.read_bytes()
+    subprocess.run(["mount", "-t", "tmpfs", "none", state.parent], check=True)  # others cut a date to what they hold
+    state.write_bytes(data)
+    subprocess.run(["touch", "-d", f"@{2**40}", state], check=True)
+    yield
+    subprocess.run(["umount", state.parent], check=True)
+
+
+@pytest.mark.usefixtures("dated_beyond")
+async def test_a_tpm_state_that_is_dated_beyond_all_calendars_is_read_as_any_other(inventory: Inventory) -> None:
+    listed = await inventory.host_files(VM)
+    assert [item.type for item in listed.items if item.mtime.year == 9999] == ["tpm"]
 
 
 @pytest.mark.case("B7")

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
+
 from agent.host import files, leftovers
 from agent.host.leftovers import Findings, Place
 from agent.transactions.plan import overlay_path
@@ -74,3 +76,16 @@ def test_a_search_has_an_end_and_says_that_it_met_it(tmp_path: Path) -> None:
     assert search(tmp_path, entries_limit=5).complete
     assert not search(tmp_path, entries_limit=4).complete
     assert search(tmp_path / "absent").complete
+
+
+@pytest.mark.parametrize("seconds", [2**40, -(2**40), 2**62, -(2**62)])
+def test_a_file_dated_beyond_all_calendars_is_found_as_any_other(tmp_path: Path, seconds: int) -> None:
+    overlay = tmp_path / f"x.cf-{UUID(int=0)}.vda.qcow2"
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)  # others cut a date to what they can hold
+    try:
+        overlay.touch()
+        subprocess.run(["touch", "-d", f"@{seconds}", overlay], check=True)
+        (found,) = search(tmp_path).found
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert found.mtime.year == (9999 if seconds > 0 else 1)

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import subprocess
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -225,3 +226,58 @@ async def test_journal_that_cannot_be_understood_is_set_aside_and_the_agent_star
     await manager.recover()
     assert [path.suffix for path in journal.iterdir()] == [".damaged"]
     await story.snapshot(manager)
+
+
+class Unforeseen(Exception):
+    """An error that none of ours stands for."""
+
+
+class Breaking:
+    """A checkpoint at which whatever undoes the disk ``vdb`` breaks, until it is mended."""
+
+    mended = False
+
+    def __call__(self, name: str) -> None:
+        if name.startswith("before undo") and "vdb" in name and not self.mended:
+            raise Unforeseen
+
+
+def another_vm(rig: Rig) -> UUID:
+    """Define a VM with a disk ``vda`` of its own."""
+    image = rig.images / "other.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    known = {path.stem for path in rig.hypervisor.directory.glob("*.xml")}
+    rig.neighbour("other", image)
+    (made,) = {path.stem for path in rig.hypervisor.directory.glob("*.xml")} - known
+    return UUID(made)
+
+
+async def test_what_breaks_unforeseen_at_one_vm_holds_up_no_lease_of_another(rig: Rig) -> None:
+    breaking, other, first, second = Breaking(), another_vm(rig), uuid4(), uuid4()
+    manager = rig.manager(breaking)
+    await manager.put(first, story.snapshot_request(lease_s=0.0))
+    await manager.put(second, story.snapshot_request(vm=other, host_files="none", lease_s=0.0))
+    for _ in range(2):
+        with pytest.raises(Unforeseen):  # whoever keeps this going logs it, and tries again later
+            await manager.tick()
+    assert (manager.get(first).state, manager.get(second).state) == ("aborting", "aborted")
+    assert list(rig.guards.all()) == [VM]
+    breaking.mended = True
+    await manager.tick()
+    assert (manager.get(first).state, rig.guards.all()) == ("aborted", {})
+
+
+@pytest.mark.case("F1")
+async def test_what_breaks_unforeseen_in_the_recovery_of_one_vm_keeps_no_other_from_being_served(rig: Rig) -> None:
+    breaking, other, first, second = Breaking(), another_vm(rig), uuid4(), uuid4()
+    dying = rig.manager()
+    await dying.put(first, story.snapshot_request())
+    await dying.put(second, story.snapshot_request(vm=other, host_files="none"))
+    manager = rig.manager(breaking)
+    await manager.recover()
+    assert (manager.get(first).state, manager.get(second).state) == ("aborting", "aborted")
+    with pytest.raises(DomainBusy):
+        await manager.put(uuid4(), story.snapshot_request())
+    breaking.mended = True
+    await manager.tick()
+    assert (manager.get(first).state, rig.guards.all()) == ("aborted", {})

@@ -9,6 +9,7 @@ import peewee
 import pytest
 
 from agent.web.checkpoint import no_checkpoint
+from agent.web.paging import encode_cursor
 from controller.db import Database
 from controller.models import Content, database
 from controller.store import backup_files, host_files, operations
@@ -45,6 +46,12 @@ async def test_every_list_comes_in_pages_that_hold_each_thing_once(db: Database,
 @pytest.mark.parametrize("path", ["hosts", "vms", "snapshots", "backup-files", "operations", "tokens", "audit"])
 async def test_a_cursor_that_was_not_made_here_is_refused(api: Api, path: str, cursor: str) -> None:
     assert await api.code("GET", f"/v1/{path}?after={cursor}") == (400, "invalid-request")
+
+
+async def test_a_cursor_with_a_time_of_no_zone_was_not_made_here(api: Api) -> None:
+    for time in ("2026-11-02T09:30:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        cursor = encode_cursor([time, uuid4()])
+        assert await api.code("GET", f"/v1/backup-files?after={cursor}") == (400, "invalid-request")
 
 
 async def test_an_unknown_filter_and_a_wrong_value_are_refused(api: Api) -> None:

@@ -119,7 +119,7 @@ async def test_a_base_that_a_clone_has_left_is_named_and_goes_with_the_next_dele
 
 async def test_a_host_that_is_away_is_named_with_the_reason_and_the_others_are_looked_at(one: World) -> None:
     await one.hosts.db.run(hosts.add, "kvm2", "http://127.0.0.1:9", TOKEN)
-    await one.hosts._connect("kvm2")
+    await one.hosts.align()
     one.agent.facts = msgspec.structs.replace(
         one.agent.facts, hook="missing", agent_version="0.0.1", libvirt_connected=False
     )

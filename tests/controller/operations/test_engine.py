@@ -10,6 +10,7 @@ import pytest
 from agent.wire.operation import Operation
 from controller import owners
 from controller.errors import IdempotencyConflict, OperationNotCancellable
+from controller.models import Operation as Row
 from controller.operations import snapshot_create, sync
 from controller.store import operations
 from tests.controller.world import HOST, World, define
@@ -272,3 +273,30 @@ async def test_a_lease_that_ran_out_while_the_controller_was_dead_fails_with_tha
     assert ended.error is not None
     assert (ended.state, ended.error.code) == ("failed", "lease-expired")
     assert await one.tree() == []
+
+
+@pytest.mark.case("F8")
+async def test_work_that_an_older_copy_of_the_database_does_not_know_is_let_go_and_holds_nobody_up(one: World) -> None:
+    gate = Gate(one, PUT)
+    lost = await one.submit("snapshot-create", snapshot_create.Wanted(name="lost"))
+    await gate.reached.wait()
+    # A standby took over that lacked the last commits.
+    await one.db.run(lambda: Row.delete().where(Row.uuid == lost.uuid).execute())
+    other = await define(one, "other")
+    assert (await one.act("snapshot-create", snapshot_create.Wanted(), other.uuid)).state == "succeeded"
+    gate.opened.set()
+    async with asyncio.timeout(20):
+        while lost.uuid in one.engine._jobs:
+            await asyncio.sleep(0.001)
+
+
+async def test_the_end_of_work_that_the_database_does_not_know_any_more_is_not_told_for_ever(one: World) -> None:
+    await one.restart(owner_lease_s=1000)  # nobody looks for lost work meanwhile
+    gate = Gate(one, PUT)
+    lost = await one.submit("snapshot-create", snapshot_create.Wanted(name="lost"))
+    await gate.reached.wait()
+    await one.db.run(lambda: Row.delete().where(Row.uuid == lost.uuid).execute())
+    gate.opened.set()
+    async with asyncio.timeout(20):
+        while lost.uuid in one.engine._jobs:
+            await asyncio.sleep(0.001)

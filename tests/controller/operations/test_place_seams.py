@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -10,15 +11,18 @@ import pytest
 
 from agent.client import AgentProblem
 from agent.wire.base import utc_now
+from agent.wire.fleet import AddHost
+from agent.wire.host_file import HostFileType
 from agent.wire.transaction import DepartRequest
 from agent.wire.vm import VmState
 from controller.operations import place, restore_host_files, snapshot_create, snapshot_delete
 from controller.operations.job import Job
-from controller.store import host_files, operations, snapshots, vms, volumes
+from controller.store import backup_files, host_files, operations, snapshots, vms, volumes
 from tests.controller.databases import Databases
+from tests.controller.fake_agent import TOKEN, FakeAgent
 from tests.controller.fake_machine import FakeFile
 from tests.controller.operations.test_place import Two, code, two
-from tests.controller.world import HASTY, HOST, OTHER
+from tests.controller.world import HASTY, HOST, OTHER, served
 
 
 @pytest.fixture
@@ -225,3 +229,43 @@ async def test_a_dry_run_of_settling_a_conflict_says_what_stays_and_where_the_vm
     del one.other.vms[one.vm.uuid]
     with pytest.raises(AgentProblem, match="domain-not-found"):
         await place.plan(Job(await one.db.run(operations.job, queued.uuid), one.db, one.hosts, HASTY))
+
+
+@pytest.mark.case("P8")
+@pytest.mark.case("F2")
+async def test_what_several_hosts_had_is_kept_apart_by_a_controller_that_dies_between_them(one: Two) -> None:
+    third = FakeAgent()
+    third.files = one.agent.files
+    async with served(third) as url:
+        await one.hosts.add(AddHost(name="kvm3", url=url, agent_token=TOKEN))
+        files: dict[str, dict[HostFileType, bytes]] = {}
+        for name, agent in ((HOST, one.agent), (OTHER, one.other), ("kvm3", third)):
+            files[name] = {"nvram": f"nvram of {name}".encode(), "tpm": f"tpm of {name}".encode()}
+            agent.vms[one.vm.uuid] = replace(one.vm, host_files=files[name])
+        await one.look()
+        met = asyncio.Event()
+
+        async def meet(_: int, called: str) -> None:
+            if called.startswith("PUT"):
+                met.set()
+                await asyncio.sleep(0.02)
+
+        third.on_call = meet
+        settling = await one.submit_place()
+        await asyncio.wait_for(met.wait(), 5)
+        await one.kill()
+        assert one.places == [OTHER]
+        third.on_call = None
+        third.expire_leases()
+        await one.look()  # as its follower does: it is gone from the first host
+        one.engine = await one.new_engine().__aenter__()
+        done = await one.ended(settling)
+        assert (done.state, done.result["from"], done.result["kept_as"]) == (
+            "succeeded",
+            f"{HOST}, kvm3",
+            str(settling),
+        )
+        owners = [settling, UUID(done.result["remarks"][0].split()[-1])]
+        kept = [await one.db.run(backup_files.of_owner, owner) for owner in owners]
+        held = [[await one.db.run(backup_files.data, item.uuid) for item in items] for items in kept]
+        assert held == [list(files[HOST].values()), list(files["kvm3"].values())]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copyfile
 
 import psycopg
 import pytest
@@ -20,6 +21,22 @@ from tests.lab.waiting import wait_until
 ROOT = Path(__file__).parents[3]
 ALL = sorted(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
 
+#: Copies of host files, and snapshots: taken by a clock that was ahead, two of one date, one without a disk.
+OLDER = """
+INSERT INTO vm VALUES ('v', 'win11', NULL, NULL, 'shut-off', 'uefi', NULL, false, '[]', NULL, '', NULL);
+INSERT INTO host_file (vm_id, host, type, synced_at, dirty_since) VALUES ('v', 'kvm1', 'nvram', '2026-1', '2026-2'),
+    ('v', 'kvm2', 'nvram', '2026-3', NULL), ('v', 'kvm3', 'nvram', NULL, '2026-3');
+INSERT INTO snapshot (uuid, vm_id, name, description, labels, current, state, automatic, protected, ungrouped,
+    host_files_state, expected, missing, excluded, domain_xml, firmware, created_at)
+SELECT uuid, 'v', uuid, '', '{}', false, 'ready', false, false, false, 'none', '[]', '[]', '[]', '', '[]', created_at
+FROM (VALUES ('s-b', '2026-2'), ('s-a', '2026-2'), ('s-ahead', '2036-1'), ('s-without-disks', '2026-1'))
+    AS made (uuid, created_at);
+INSERT INTO volume_snapshot (snapshot_id, vm_id, target, host, path, format, virtual_size_bytes, allocated_bytes,
+    fingerprint, hidden, merged, altered)
+SELECT uuid, 'v', 'vda', 'kvm1', uuid, 'qcow2', 1, 1, '', false, false, false
+FROM (VALUES ('s-ahead'), ('s-a'), ('s-b')) AS made (uuid)
+"""
+
 
 @pytest.fixture
 def url(postgresql: Postgresql) -> str:
@@ -35,6 +52,28 @@ async def test_migrations_together_make_what_the_models_describe_each_applied_on
     db = Database(url)
     assert await db.open() == []
     await db.close()
+
+
+async def test_what_an_older_controller_recorded_is_numbered_as_it_came(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = [path for path in sorted(MIGRATIONS.glob("[0-9]*.py")) if path.stem < "0009"]
+    for path in older:
+        copyfile(path, tmp_path / path.name)
+    with monkeypatch.context() as before:
+        before.setattr("controller.db.MIGRATIONS", tmp_path)
+        async with Database(url):
+            pass
+    with psycopg.connect(url, autocommit=True) as raw:
+        raw.execute(OLDER)
+        async with Database(url):
+            pass
+        copies = raw.execute("SELECT synced_seq, dirty_seq FROM host_file ORDER BY host").fetchall()
+        taken = raw.execute("SELECT uuid FROM snapshot ORDER BY seq").fetchall()
+        numbers = raw.execute("SELECT count(DISTINCT seq), min(seq), max(seq) FROM snapshot").fetchone()
+    assert copies == [(1, 2), (3, 0), (0, 3)]
+    assert [uuid for (uuid,) in taken] == ["s-ahead", "s-a", "s-b", "s-without-disks"]
+    assert numbers == (4, 1, 4)
 
 
 async def test_a_migration_that_fails_leaves_nothing_of_those_before_it(

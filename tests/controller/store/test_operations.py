@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from agent.wire.problem import Problem
 from controller.db import Database
 from controller.errors import IdempotencyConflict, OperationNotCancellable, OperationNotFound
-from controller.models import Operation, Vm
+from controller.models import Operation, Vm, database
 from controller.store import events, operations
 from controller.store.operations import Job
 from tests.controller.factories import add_vm
@@ -85,6 +86,34 @@ async def test_a_host_runs_as_many_as_it_may_and_the_queue_goes_on_elsewhere(db:
     here = [await enqueue(db, uuid4()) for _ in range(3)]
     there = await enqueue(db, uuid4(), "kvm2")
     assert await claimed(db, limit=2) == [here[0], here[1], there]
+
+
+async def test_looking_through_a_long_queue_asks_the_database_no_more_than_through_a_short_one(db: Database) -> None:
+    def asked() -> int:
+        real, statements = database.obj, list[str]()
+        execute = real.execute_sql
+
+        def noted(sql: str, params: Any = None) -> Any:
+            statements.append(sql)
+            return execute(sql, params)
+
+        real.execute_sql = noted
+        try:
+            assert operations.claim_next("me", 1) is None
+        finally:
+            del real.execute_sql
+        return len(statements)
+
+    counts = []
+    for waiting in (2, 20):
+        for _ in range(waiting):
+            await enqueue(db, await db.run(add_vm))
+        parked = await enqueue(db, await db.run(add_vm, state="running"))
+        assert await db.run(operations.claim, parked, "me")
+        await db.run(operations.park, parked, 60)
+        await claimed(db, limit=1)
+        counts.append(await db.run(asked))
+    assert counts[0] == counts[1]
 
 
 async def test_a_queued_operation_whose_host_is_full_keeps_its_vms_place(db: Database) -> None:
