@@ -16,7 +16,7 @@ import typer
 from agent import app as agent_app
 from agent import checks, config, operate
 from agent.facts import VERSION
-from agent.web import log
+from agent.web import log, out_of_memory
 from agent.web.errors import Error, SettingsError
 from agent.web.flags import with_flags
 from agent.web.settings import Loaded, show
@@ -151,7 +151,7 @@ def _run(work: Awaitable[T]) -> T:
         return await work
 
     try:
-        return asyncio.run(run())
+        return out_of_memory.run(run())
     except Error as err:
         _fail(str(err), USAGE if isinstance(err, SettingsError) else FAILED)
 

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 from typer.exceptions import TyperException
 
-from agent.web import log, settings
+from agent.web import log, out_of_memory, settings
 from agent.web.auth import read_secret_file
 from agent.web.errors import Error, SettingsError
 from agent.web.flags import with_flags
@@ -67,7 +67,7 @@ def serve(config: Path | None, flags: Flags) -> None:
 
     found = _load(config, flags).settings
     log.configure(found.log_level)
-    asyncio.run(daemon(found))
+    out_of_memory.run(daemon(found))
 
 
 @app.command()

@@ -69,7 +69,7 @@ class Running:
         self._switching = entry.commit
         self._staging: asyncio.Future[None] | None = None
         self._interrupted = False
-        self._here: set[str] = set()  # images that were received whole, by the name of their step
+        self.here: set[str] = set()  # images that were received whole, by the name of their step
         if entry.commit and not entry.ended:
             self._update(state="committing", lease_expires_at=None)
         self._tools = tools
@@ -147,8 +147,10 @@ class Running:
     async def received(self, step: ReceiveImage) -> None:
         """Judge an image that was written to its staged name, make it ready to be placed, and note that it is here."""
         await self._at(step.name, steps.do, step, self.work)
-        self._here.add(step.name)
-        self._update(volumes=await asyncio.to_thread(with_received, self.transaction.volumes, step))
+        with files.storage(step.name):
+            volumes = await asyncio.to_thread(with_received, self.transaction.volumes, step)
+        self.here.add(step.name)
+        self._update(volumes=volumes)
 
     async def commit(self) -> None:
         """Decide, then switch. HostFileNotUploaded, ImageNotReceived: nothing changed; otherwise as ``finish``."""
@@ -162,7 +164,7 @@ class Running:
         awaited = [one.type for one in self.plan.receive if not await asyncio.to_thread(files.exists, Path(one.staged))]
         if awaited:
             raise HostFileNotUploaded(id=self.transaction.id, types=", ".join(awaited))
-        if coming := [step.name for step in self.plan.receive_images if step.name not in self._here]:
+        if coming := [step.name for step in self.plan.receive_images if step.name not in self.here]:
             raise ImageNotReceived(id=self.transaction.id, images=", ".join(coming))
 
     async def finish(self) -> None:

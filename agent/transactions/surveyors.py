@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from agent.host import files
 from agent.host.clone_xml import check_name
 from agent.host.hypervisor import Hypervisor
 from agent.limits import Limits
@@ -29,15 +30,19 @@ async def name_of(request: AnyRequest, hypervisor: Hypervisor) -> str:
 async def survey(
     transaction: UUID, request: AnyRequest, work: Work, limits: Limits, objections: list[Error] | None = None
 ) -> Survey:
-    """Look at everything that a request needs, and plan; ``objections`` as for Surveyor."""
-    match request:
-        case CloneRequest():
-            return await CloneSurveyor(transaction, request, work, limits).survey()
-        case ImportRequest():
-            return await ImportSurveyor(transaction, request, work, limits).survey()
-        case ExportRequest():
-            return await ExportSurveyor(transaction, request, work, limits).survey()
-        case PlaceRequest():
-            return await PlaceSurveyor(transaction, request, work, limits).survey()
-        case _:
-            return await Surveyor(transaction, request, work, limits, objections).survey()
+    """Look at everything that a request needs, and plan; ``objections`` as for Surveyor.
+
+    What cannot be read for want of a descriptor or for a failing disk is told as the storage's failure.
+    """
+    with files.storage("reading"):
+        match request:
+            case CloneRequest():
+                return await CloneSurveyor(transaction, request, work, limits).survey()
+            case ImportRequest():
+                return await ImportSurveyor(transaction, request, work, limits).survey()
+            case ExportRequest():
+                return await ExportSurveyor(transaction, request, work, limits).survey()
+            case PlaceRequest():
+                return await PlaceSurveyor(transaction, request, work, limits).survey()
+            case _:
+                return await Surveyor(transaction, request, work, limits, objections).survey()

@@ -8,12 +8,12 @@ from uuid import UUID
 from agent.errors import ImageNotFound, ImageRefused
 from agent.host import files, image_stream, paths
 from agent.host.image_stream import NewImage
+from agent.transactions import steps
 from agent.transactions.archive_steps import ReceiveImage, SendImage
 from agent.transactions.imports import check_image
 from agent.transactions.manager import Manager
 from agent.transactions.running import Running
 from agent.transactions.standing import require_prepared
-from agent.transactions.steps import remove_image
 from agent.wire.archive import ReceivedImage, SentImage, SentImages
 
 
@@ -57,17 +57,23 @@ class Transfers:
             raise _refused(step, "it is being received already")
         self._receiving.add(step.staged)
         try:
+            await self._let_go(running, step)
             sha256 = await self._write(running, step, chunks)
             await check_image(step, running.work)  # without the lock: a lease is renewed meanwhile
             async with running.lock:
                 require_prepared(running)
                 await running.received(step)
         except BaseException:
-            await asyncio.to_thread(remove_image, Path(step.staged))
+            await self._let_go(running, step)
             raise
         finally:
             self._receiving.discard(step.staged)
         return ReceivedImage(target=target, position=position, size_bytes=step.size_bytes, sha256=sha256)
+
+    async def _let_go(self, running: Running, step: ReceiveImage) -> None:
+        """Have nothing of an image, as before it came."""
+        running.here.discard(step.name)
+        await steps.undo(step, running.work)
 
     async def _write(self, running: Running, step: ReceiveImage, chunks: AsyncIterator[bytes]) -> str:
         with await asyncio.to_thread(NewImage, Path(step.staged)) as image:

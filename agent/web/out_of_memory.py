@@ -4,10 +4,14 @@ Nobody can say what a process is worth in which anything may have failed, the ca
 would live on and never answer. Each daemon is started again at once, and recovers from what it has on disk.
 """
 
+import asyncio
 import os
 import sys
 import threading
-from typing import NoReturn
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 #: What a daemon ends with then: no other code of its own.
 EXIT_CODE = 70
@@ -24,6 +28,20 @@ def end_if(value: BaseException | None) -> None:
     """End where an exception tells of it."""
     if isinstance(value, MemoryError):
         end()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def run_forever(self) -> None:
+        try:
+            super().run_forever()
+        except MemoryError:  # of the loop itself: what it was about to run is lost, and would be waited for at the end
+            end()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a daemon as asyncio.run does, and end where its loop runs out of memory."""
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(main)
 
 
 def watch() -> None:

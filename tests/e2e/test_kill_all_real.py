@@ -123,7 +123,8 @@ class Rounds:
         assert after in (before, new), point
         self.fleet.sound()
         found = self.fleet.controller.get("/v1/doctor")["items"]
-        assert [one for one in found if one["severity"] != "info"] == [], point
+        told = {"retention-failing"} if kind.thins and point != "unharmed" else set()  # and tried again in an hour
+        assert [one for one in found if one["severity"] != "info" and one["code"] not in told] == [], point
         if operation["state"] == "failed":
             assert operation["error"]["detail"], point
         for name in [label, f"{label}-newer"] if kind.takes else []:

@@ -5,14 +5,13 @@ passed; ``MORTAL_AGENT_DIES_AT`` names the point at which the process kills itse
 ``MORTAL_AGENT_STOPS_AT`` the one at which it stops itself with SIGSTOP, once.
 """
 
-import asyncio
 import os
 import signal
 import sys
 from pathlib import Path
 
 from agent import app, config
-from agent.web import log
+from agent.web import log, out_of_memory
 from tests.lab import preloaded
 from tests.lab.daemons import AgentDaemon
 from tests.lab.host import LabHost
@@ -59,4 +58,4 @@ def checkpoint(name: str) -> None:
 if __name__ == "__main__":
     loaded = config.load(Path(sys.argv[sys.argv.index("--config") + 1]), os.environ, {})
     log.configure(loaded.settings.log_level)
-    asyncio.run(app.serve(loaded.settings, checkpoint))
+    out_of_memory.run(app.serve(loaded.settings, checkpoint))

@@ -6,14 +6,13 @@ kills itself with SIGKILL, and ``MORTAL_CONTROLLER_STOPS_AT`` the one at which i
 happens before the file is there, so that a start is survived.
 """
 
-import asyncio
 import os
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
-from agent.web import log
+from agent.web import log, out_of_memory
 from controller import app, config
 from tests.lab import preloaded
 from tests.lab.daemons import ControllerDaemon
@@ -75,4 +74,4 @@ def checkpoint(point: str) -> None:
 if __name__ == "__main__":
     loaded = config.load(Path(sys.argv[sys.argv.index("--config") + 1]), os.environ, {})
     log.configure(loaded.settings.log_level)
-    asyncio.run(app.serve(loaded.settings, checkpoint))
+    out_of_memory.run(app.serve(loaded.settings, checkpoint))

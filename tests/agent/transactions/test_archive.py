@@ -1,6 +1,8 @@
 """Exports and imports on real images, NVRAM, TPM state, guards and journal; libvirt is played."""
 
 import asyncio
+import errno
+import os
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +29,7 @@ from agent.errors import (
     LeaseExpired,
     NoSpace,
     Released,
+    StorageFailed,
 )
 from agent.host import qcow2
 from agent.transactions.manager import Manager
@@ -305,6 +308,26 @@ async def test_damaged_host_file_of_an_archive_is_refused(rig: Rig, manager: Man
     assert rig.files() == set()
 
 
+@pytest.mark.case("F5")
+async def test_directory_that_cannot_be_listed_is_named_and_nothing_is_begun(
+    rig: Rig, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, told, images, host_files = await archived(rig, manager)
+    lose(rig)
+    asked = story.import_request(taken.domain_xml, told, host_files)
+
+    def refuse(path: Path) -> list[Path]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    rig.tpm.parent.mkdir(exist_ok=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", refuse)
+        with pytest.raises(StorageFailed, match=str(rig.tpm.parent)):
+            await manager.put(uuid4(), asked)
+    assert (rig.files(), rig.guards.all()) == (set(), {})
+    assert (await story.import_(manager, asked, images, host_files)).state == "committed"
+
+
 async def test_import_without_room_is_refused_with_need_and_have(rig: Rig, manager: Manager) -> None:
     taken, told, _, host_files = await archived(rig, manager)
     lose(rig)
@@ -342,6 +365,27 @@ async def test_import_that_ends_while_an_image_is_coming_leaves_nothing(
         await coming
     assert caught.value.problem().code in {Released.code, LeaseExpired.code}
     assert rig.files() == set()
+
+
+async def test_image_that_comes_again_and_breaks_off_is_missing_until_it_comes_whole(
+    rig: Rig, manager: Manager
+) -> None:
+    taken, told, images, host_files = await archived(rig, manager)
+    lose(rig)
+    id_, transfers = uuid4(), Transfers(manager)
+    await manager.put(id_, story.import_request(taken.domain_xml, told, host_files))
+    for (target, position), data in images.items():
+        await transfers.receive(id_, target, position, chunks(data))
+    for type_, data in host_files.items():
+        await manager.upload(id_, type_, chunks(data))
+    with pytest.raises(ImageRefused, match="bytes arrived"):
+        await transfers.receive(id_, "vda", 0, chunks(images["vda", 0][:-1]))
+    with pytest.raises(ImageNotReceived, match="vda"):
+        await manager.commit(id_)
+    await transfers.receive(id_, "vda", 0, chunks(images["vda", 0]))
+    staged = sorted(path for path in rig.images.iterdir() if path.name.startswith(".coldframe-"))
+    assert all("lock" in write_to(str(path)) for path in staged)
+    assert (await manager.commit(id_)).state == "committed"
 
 
 async def test_image_is_written_with_holes_where_it_has_zeros(rig: Rig, manager: Manager) -> None:

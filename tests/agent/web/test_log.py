@@ -89,9 +89,18 @@ class Last:
     def __del__(self): raise MemoryError
 Last()
 """
+IN_THE_LOOP = """
+import asyncio
+from agent.web import out_of_memory
+def fail(): raise MemoryError
+async def main():
+    asyncio.get_running_loop().time = fail
+    await asyncio.sleep(0)
+out_of_memory.run(main())
+"""
 
 
-@pytest.mark.parametrize("trouble", [TOLD, NOT_TOLD, IN_A_THREAD, NOWHERE])
+@pytest.mark.parametrize("trouble", [TOLD, NOT_TOLD, IN_A_THREAD, NOWHERE, IN_THE_LOOP])
 def test_a_process_that_ran_out_of_memory_ends_and_says_so(trouble: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENDS.format(trouble=trouble)], capture_output=True, text=True, check=False
