@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import change_at_rest, seen
 from tests.lab.daemons import Daemon, healthy
 from tests.lab.guest import Guest
-from tests.lab.mortal_fleet import MortalFleet
+from tests.lab.mortal_fleet import LEASE_S, MortalFleet
 from tests.lab.waiting import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(580)]
@@ -190,5 +190,7 @@ def test_connections_that_only_wait_and_descriptors_that_run_out_stop_nothing_fo
         limit(fleet.agent, 512)
     ended = fleet.ended()[0]
     assert ended["state"] == "succeeded" or ended["error"]["code"] != "internal-error", ended
+    guards = fleet.agent.state_dir / "guards"  # it could not hear of the abort
+    wait_until("no guard", lambda: not list(guards.iterdir()), 3 * LEASE_S, every_s=0.1)
     fleet.json("snapshot", "create", fleet.id, "well again")
     fleet.sound()
