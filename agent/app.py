@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -44,6 +45,9 @@ from agent.web.errors import Error
 from agent.web.log import kv
 
 log = logging.getLogger(__name__)
+
+#: A host ends tens of transactions a day; looking through the journal takes as long as starting with it.
+_FORGET_EVERY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,17 @@ async def working(
                     agent.watchers.watch_network,
                 ):
                     background.keep(work.__name__.replace("_", "-"), work)
+                background.keep("outcomes", partial(_forget_outcomes, agent.manager))
                 yield agent
         finally:
             agent.event_log.close()
+
+
+async def _forget_outcomes(manager: Manager) -> None:
+    """Forget old outcomes now and then, until cancelled: an agent runs for months, and each takes memory and disk."""
+    while True:
+        await asyncio.sleep(_FORGET_EVERY_S)
+        await manager.forget()
 
 
 async def _drain(agent: Agent) -> None:

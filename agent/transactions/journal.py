@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
@@ -123,18 +123,23 @@ class Journal:
         read = [self._read(path) for path in self._directory.glob("*.jsonl")]
         yield from sorted((entry for entry in read if entry), key=lambda entry: entry.transaction.started_at)
 
-    def prune(self, older_than_s: float) -> None:
+    def prune(self, older_than_s: float, but: Collection[UUID] = ()) -> list[UUID]:
         """Forget the outcomes of transactions that ended long ago: long before now, and before the newest record.
 
-        A clock that is years ahead alone makes nothing old; the last ``_ALWAYS_KEPT`` outcomes are never forgotten.
+        A clock that is years ahead alone makes nothing old; the last ``_ALWAYS_KEPT`` outcomes are never forgotten, nor
+        those in ``but``, which somebody may be at work on. Returns those that were forgotten.
         """
         changed = sorted((path.stat().st_mtime, path) for path in self._directory.glob("*.jsonl"))
         newest = changed[-1][0] if changed else 0.0
-        for at, path in changed:
+        at_work, forgotten = {self._path(one) for one in but}, list[UUID]()
+        for at, path in changed[:-_ALWAYS_KEPT]:
+            if at >= min(time.time(), newest) - older_than_s or path in at_work:
+                continue
             entry = self._read(path)  # which sets a damaged file aside, under another name
-            young = at >= min(time.time(), newest) - older_than_s or (at, path) in changed[-_ALWAYS_KEPT:]
-            if not young and (entry is None or entry.ended):
+            if entry is None or entry.ended:
                 path.unlink(missing_ok=True)
+                forgotten += [] if entry is None else [entry.transaction.id]
+        return forgotten
 
     def _path(self, transaction: UUID) -> Path:
         return self._directory / f"{transaction}.jsonl"

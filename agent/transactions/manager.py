@@ -28,7 +28,7 @@ from agent.transactions.asked import KINDS, clash, is_same, require_sense
 from agent.transactions.guard import Guards
 from agent.transactions.journal import AnyRequest, Entry, Journal
 from agent.transactions.running import Running
-from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared
+from agent.transactions.standing import busy_with, host_file_request, outcome, require_prepared, tell_end
 from agent.transactions.survey import staging_dir
 from agent.transactions.tools import Tools
 from agent.transactions.uploads import collect
@@ -83,7 +83,7 @@ class Manager:
 
         What is unforeseen at one of them is logged: its guard stays, ``tick`` tries again, and the others are served.
         """
-        await asyncio.to_thread(self.tools.journal.prune, self.tools.limits.outcome_retention_s)
+        await self.forget()
         for entry in await asyncio.to_thread(lambda: list(self.tools.journal.entries())):
             running = Running(self.tools, entry)
             running.settled.set()
@@ -91,6 +91,15 @@ class Manager:
             failure = await background.outcome(self._let_go(running) if entry.ended else self._recover(running, entry))
             if failure is not None:
                 log.error("recovery-broke transaction=%s", entry.transaction.id, exc_info=failure)
+
+    async def forget(self) -> None:
+        """Forget the outcomes of transactions that ended long ago."""
+        at_work = [
+            one.transaction.id for one in self._known.values() if one.unclean or one.transaction.state not in ENDED
+        ]
+        prune, retention_s = self.tools.journal.prune, self.tools.limits.outcome_retention_s
+        for id_ in await asyncio.to_thread(prune, retention_s, at_work):
+            self._known.pop(id_, None)
 
     async def _let_go(self, running: Running) -> None:
         """Drop the guard of a transaction that died after its end was written; what cannot be now is tried again."""
@@ -372,14 +381,7 @@ class Manager:
         return self._known[id_]
 
     async def _told(self, running: Running) -> None:
-        """Log the end of a transaction as an event."""
-        seen = running.transaction
-        if seen.state in ENDED:
-            data = {"transaction": str(seen.id), "kind": seen.kind, "state": seen.state}
-            try:
-                await asyncio.to_thread(self._events.append, "transaction.ended", "agent", seen.vm, running.name, data)
-            except Error as err:  # the transaction has ended all the same, and GET says so
-                log.warning("end-not-told transaction=%s reason=%s", seen.id, err)
+        await tell_end(self._events, running)
 
     async def _own(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work that goes on even if the client that asked for it goes away."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import time
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -18,10 +19,12 @@ from agent.errors import (
     TransactionEnded,
     TransactionMismatch,
 )
+from agent.transactions.journal import Journal
 from agent.transactions.manager import Manager
 from tests.agent.transactions import story
 from tests.agent.transactions.rig import VM, Rig
 from tests.agent.transactions.test_guard import mark_starting
+from tests.agent.transactions.test_journal import DAY_S, MONTH_S, ended
 
 
 @pytest.mark.case("S15")
@@ -281,3 +284,23 @@ async def test_what_breaks_unforeseen_in_the_recovery_of_one_vm_keeps_no_other_f
     breaking.mended = True
     await manager.tick()
     assert (manager.get(first).state, rig.guards.all()) == ("aborted", {})
+
+
+async def test_an_agent_that_runs_for_months_forgets_outcomes_as_one_that_starts_does(rig: Rig) -> None:
+    directory = rig.state_dir / "journal"
+    directory.mkdir()
+    made = [ended(Journal(directory), directory, DAY_S) for _ in range(150)]
+    manager = rig.manager()
+    await manager.recover()
+    assert len(manager.all()) == 150
+    waiting = uuid4()
+    await manager.put(waiting, story.snapshot_request())
+    at_work = directory / f"{waiting}.jsonl"
+    half_written = at_work.read_bytes() + b'{"record":'
+    at_work.write_bytes(half_written)
+    for path in (*made[:50], at_work):  # the last one is renewed all the while
+        os.utime(path, (time.time() - 2 * MONTH_S,) * 2)
+    await manager.forget()
+    assert {one.id for one in manager.all()} == {waiting, *(UUID(path.stem) for path in made[50:])}
+    assert len(list(directory.iterdir())) == 101
+    assert at_work.read_bytes() == half_written
