@@ -146,7 +146,7 @@ async def _receive(job: Job, unpacking: Unpacking, view: Transaction) -> Transac
     progress = _Progress(job, manifest)
     async for image, pieces in unpacking.images():
         target, position = places[image.name]
-        counted = progress.over(pieces)
+        counted = progress.over(pieces, image.size_bytes)
         came = await progress.told_rather(job.client.send_image(view.id, target, position, image.size_bytes, counted))
         _require_same(image, came.sha256, unpacking.digest(image))
     await unpacking.finish()
@@ -168,11 +168,13 @@ class _Progress:
         self._checked = False
         self._failure: Error | None = None
 
-    async def over(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def over(self, pieces: AsyncIterator[bytes], size_bytes: int) -> AsyncIterator[bytes]:
         """Give the pieces, and remember what went wrong with them: the call that sends them would tell it otherwise.
 
-        After the last one the host reads the whole image to check it, which may take as long as sending it did.
+        After the last one the host reads the whole image to check it, which may take as long as sending it did. That
+        is told before it has that piece: its answer ends this.
         """
+        end = self._done + size_bytes
         try:
             if self._checked:
                 await self._job.step("receive")
@@ -183,10 +185,11 @@ class _Progress:
                 if self._done - self._told >= _PROGRESS_BYTES:
                     self._told = self._done
                     await self._job.progress(self._done, self._total)
+                if self._done == end:
+                    await self._job.progress(self._done, self._total)
+                    await self._job.step("check")
+                    self._checked = True
                 yield piece
-            await self._job.progress(self._done, self._total)
-            await self._job.step("check")
-            self._checked = True
         except Error as err:
             self._failure = err
             raise
