@@ -58,7 +58,7 @@ demo-fleet: as-root deps bytecode ## show two hosts: a tree, a middle delete, a 
 	@.ci/as-root $(BIN)/python -m tests.e2e.demo_fleet
 
 test: as-root deps bytecode ## run the tests, real libvirt, QEMU, OVMF and swtpm included
-	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m "not slow" --whole-run $(ARGS)
+	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 5 --dist loadgroup -m "not slow" --whole-run $(ARGS)
 
 test-slow: as-root deps bytecode ## run the long storms that `make test` leaves out
 	@.ci/as-root $(BIN)/python -m pytest -q -p no:cacheprovider -n 4 --dist loadgroup -m slow $(ARGS)
