@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.lab import network
 from tests.lab.errors import LabError
 from tests.lab.fixtures import GuestFactory
-from tests.lab.host import LabHost
+from tests.lab.host import TPM_LOST, LabHost
 from tests.lab.namespace import Namespace
 from tests.lab.paths import HOOK, PROJECT
 from tests.lab.waiting import wait_until
@@ -46,6 +47,22 @@ def members(*namespaces: str) -> list[str]:
         except OSError:  # it ended meanwhile
             continue
     return found
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_start_that_libvirt_and_swtpm_spoil_is_tried_once_more(
+    lab_host: LabHost, check: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, spoiled = lab_host.run, iter([True])
+
+    def spoil(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return run(["sh", "-c", f'echo "{TPM_LOST}" >&2; exit 1'] if next(spoiled, False) else command, **options)
+
+    monkeypatch.setattr(lab_host, "run", spoil)
+    assert lab_host.virsh("list", check=check).returncode == 0
+    assert next(spoiled, None) is None
+    with pytest.raises(LabError):
+        lab_host.virsh("start", "nobody")
 
 
 @pytest.mark.slow
